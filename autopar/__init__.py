@@ -1,0 +1,18 @@
+"""autopar: automatic parallelization for JAX.
+
+Decorate a training step with ``parallelize``, or plan one with ``plan`` for a cluster that need not
+be at hand, and carry the plan out with ``apply``.
+"""
+
+from importlib.metadata import version
+
+from autopar.api import Parallelized as Parallelized
+from autopar.api import apply as apply
+from autopar.api import parallelize as parallelize
+from autopar.api import plan as plan
+from autopar.core.errors import AutoparError as AutoparError
+from autopar.core.mesh import MeshSpec as MeshSpec
+from autopar.core.plan import Plan as Plan
+from autopar.cost_model import Cluster as Cluster
+
+__version__ = version("autopar")

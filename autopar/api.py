@@ -1,0 +1,259 @@
+"""The public functions: plan a step, apply a plan, or both at once by decoration."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+import jax
+
+from autopar.core.errors import OptionError
+from autopar.core.mesh import MeshSpec
+from autopar.core.plan import Plan
+from autopar.cost_model import Cluster, parse_bytes
+from autopar.passes.trace import Step, trace
+from autopar.runtime import OtherArguments, PlannedStep, check_backend
+from autopar.search.options import Options, Progress
+from autopar.search.planner import search as run_search
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
+
+Mesh = MeshSpec | Mapping[str, int] | Sequence[int] | int
+
+
+def plan(
+    step: Callable[..., Any],
+    *abstract_args: Any,
+    cluster: Cluster | None = None,
+    memory: int | str | None = None,
+    mesh: Mesh | None = None,
+    microbatches: int | str = "auto",
+    search: str = "optimal",
+    pins: Mapping[str, jax.P] | None = None,
+    donate: Sequence[int] = (0,),
+    seed: int = 0,
+    time_limit: float = 60.0,
+    progress: Progress | None = None,
+) -> Plan:
+    """Finds how best to run ``step`` on ``cluster``. Needs none of the cluster's hardware.
+
+    Args:
+      step: any function JAX can trace, ``jax.grad`` and optimiser inside.
+      abstract_args: its arguments, as arrays or ``jax.ShapeDtypeStruct``.
+      cluster: where it will run; by default the devices of this process.
+      memory: budget per device, bytes or ``"14GiB"``; by default the chip's own, less a margin.
+      mesh: sizes ``(4, 2)`` or ``{"data": 4, "model": 2}``; by default searched.
+      microbatches: only 1 for now (``"auto"`` is 1).
+      search: ``optimal``, ``exhaustive``, ``random``, or a baseline by name.
+      pins: regular expression over input paths to the ``PartitionSpec`` they must have.
+      donate: positional arguments whose memory the step may reuse.
+      seed: what ``search="random"`` draws from.
+      time_limit: seconds of solver time per mesh.
+      progress: called with a line of text as each stage begins.
+
+    Raises:
+      TraceError: ``step`` cannot be traced.
+      InfeasibleError: nothing fits the memory; says the least that would.
+      PinError, ClusterError, OptionError: the request is inconsistent.
+    """
+    (progress or _quiet)("tracing")
+    traced = trace(step, *abstract_args, donate=donate)
+    return _plan_traced(
+        traced, cluster, memory, mesh, microbatches, search, pins, seed, time_limit, progress
+    )
+
+
+def _plan_traced(
+    traced: Step,
+    cluster: Cluster | None = None,
+    memory: int | str | None = None,
+    mesh: Mesh | None = None,
+    microbatches: int | str = "auto",
+    search: str = "optimal",
+    pins: Mapping[str, jax.P] | None = None,
+    seed: int = 0,
+    time_limit: float = 60.0,
+    progress: Progress | None = None,
+) -> Plan:
+    if microbatches not in ("auto", 1):
+        raise OptionError(
+            f"microbatches={microbatches!r} is not offered yet: the step runs its batch whole; "
+            "leave it out, or give 1"
+        )
+    options = Options(
+        search=search,
+        mesh=None if mesh is None else MeshSpec.of(mesh),
+        memory_bytes=None if memory is None else parse_bytes(memory),
+        pins=dict(pins or {}),
+        seed=seed,
+        time_limit_s=time_limit,
+        progress=progress or _quiet,
+    )
+    return run_search(traced, cluster or Cluster.detect(), options)
+
+
+def _quiet(line: str) -> None:
+    del line
+
+
+def apply(
+    step: Callable[Args, Result],
+    plan: Plan,
+    devices: Sequence[jax.Device] | None = None,
+    backend: str = "jit",
+    *,
+    donate: Sequence[int] = (0,),
+) -> Parallelized[Args, Result]:
+    """``step`` as ``plan`` says: a function with ``.trace``, ``.lower`` and ``.compile``.
+
+    It is traced when first called (or lowered); a plan made for another step is then an error.
+
+    Raises:
+      PlanError: at the first call, if the plan was made for another step.
+      ClusterError: there are fewer devices than the plan needs.
+    """
+    return Parallelized(step, plan, devices, backend, donate, {})
+
+
+@overload
+def parallelize(step: Callable[Args, Result], /) -> Parallelized[Args, Result]: ...
+
+
+@overload
+def parallelize(
+    *,
+    cluster: Cluster | None = ...,
+    memory: int | str | None = ...,
+    mesh: Mesh | None = ...,
+    plan: Plan | str | Path | None = ...,
+    devices: Sequence[jax.Device] | None = ...,
+    backend: str = ...,
+    donate: Sequence[int] = ...,
+    **options: Any,
+) -> Callable[[Callable[Args, Result]], Parallelized[Args, Result]]: ...
+
+
+def parallelize(
+    step: Callable[..., Any] | None = None,
+    /,
+    *,
+    plan: Plan | str | Path | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    backend: str = "jit",
+    donate: Sequence[int] = (0,),
+    **options: Any,
+) -> Any:
+    """Decorates a training step: planned and compiled at its first call, then as fast as ``jit``.
+
+    ``@autopar.parallelize`` or ``@autopar.parallelize(memory="14GiB", ...)``; the options are those
+    of ``autopar.plan``. With ``plan=`` (a ``Plan`` or the path of one) nothing is searched.
+
+    Raises:
+      OptionError: an option that ``autopar.plan`` does not have.
+    """
+    unknown = set(options) - _OPTIONS
+    if unknown:
+        raise OptionError(
+            f"parallelize has no option {sorted(unknown)}; it takes {', '.join(sorted(_OPTIONS))}, "
+            "plan, devices, backend and donate"
+        )
+
+    def decorate(function: Callable[..., Any]) -> Parallelized[..., Any]:
+        given = plan if plan is None or isinstance(plan, Plan) else Plan.load(plan)
+        return Parallelized(function, given, devices, backend, donate, options)
+
+    return decorate if step is None else decorate(step)
+
+
+_OPTIONS = frozenset(
+    ("cluster", "memory", "mesh", "microbatches", "search", "pins", "seed", "time_limit", "progress")
+)
+
+
+class Parallelized(Generic[Args, Result]):
+    """A step that plans itself when it first sees its arguments, or carries out a given plan."""
+
+    def __init__(
+        self,
+        step: Callable[Args, Result],
+        plan: Plan | None,
+        devices: Sequence[jax.Device] | None,
+        backend: str,
+        donate: Sequence[int],
+        options: Mapping[str, Any],
+    ) -> None:
+        check_backend(backend)
+        functools.update_wrapper(self, step)
+        self._step, self._given = step, plan
+        self._devices, self._backend, self._donate = devices, backend, tuple(donate)
+        self._options = dict(options)
+        self._bound: PlannedStep | None = None
+
+    def __call__(self, *args: Args.args, **kwargs: Args.kwargs) -> Result:
+        """Runs the step. The first call plans and compiles; so does one with other shapes."""
+        positional = self._positional(args, kwargs) if kwargs else args
+        if self._bound is None:
+            self._bind(positional)
+        assert self._bound is not None
+        try:
+            return self._bound.call(*positional)
+        except OtherArguments:
+            return self._bind(positional).call(*positional)
+
+    def plan(self, *args: Args.args, **kwargs: Args.kwargs) -> Plan:
+        """The plan for arguments of these shapes (arrays or ``jax.ShapeDtypeStruct``)."""
+        return self._for(args, kwargs).plan
+
+    def init(
+        self, init_fn: Callable[..., Any], *init_args: Any, batch: Any, extra: Sequence[Any] = ()
+    ) -> Any:
+        """The step's first argument, made by ``init_fn(*init_args)`` in the layout of the plan.
+
+        Every device computes its own part: the whole never exists on one.
+
+        Args:
+          batch: the step's second argument, as arrays or shapes: what the plan is made for.
+          extra: any further arguments of the step.
+        """
+        state = jax.eval_shape(init_fn, *init_args)
+        bound = self._for((state, batch, *extra), {})
+        return jax.jit(init_fn, out_shardings=bound.in_shardings[0])(*init_args)
+
+    def trace(self, *args: Args.args, **kwargs: Args.kwargs) -> Any:
+        """As of ``jax.jit``."""
+        return self._for(args, kwargs).call.trace(*self._positional(args, kwargs))
+
+    def lower(self, *args: Args.args, **kwargs: Args.kwargs) -> Any:
+        """As of ``jax.jit``."""
+        return self._for(args, kwargs).call.lower(*self._positional(args, kwargs))
+
+    def compile(self, *args: Args.args, **kwargs: Args.kwargs) -> Any:
+        """Compiles ahead of time for arguments of these shapes."""
+        return self.lower(*args, **kwargs).compile()
+
+    def shardings(self, *args: Args.args, **kwargs: Args.kwargs) -> tuple[Any, Any]:
+        """``NamedSharding`` of every argument and of every result, for arguments of these shapes."""
+        bound = self._for(args, kwargs)
+        return bound.in_shardings, bound.out_shardings
+
+    def _positional(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        if not kwargs:
+            return args
+        return inspect.signature(self._step).bind(*args, **kwargs).args
+
+    def _for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PlannedStep:
+        """The bound step for these arguments; plans when there is none yet, or for other shapes."""
+        positional = self._positional(args, kwargs)
+        if self._bound is not None and self._bound.accepts(positional):
+            return self._bound
+        return self._bind(positional)
+
+    def _bind(self, args: tuple[Any, ...]) -> PlannedStep:
+        traced = trace(self._step, *args, donate=self._donate)
+        chosen = self._given or _plan_traced(traced, **self._options)
+        self._bound = PlannedStep(traced, chosen, self._devices)
+        return self._bound

@@ -1,0 +1,1 @@
+"""Frozen values that every stage of autopar speaks: meshes, layouts, plans, errors."""

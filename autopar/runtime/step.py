@@ -1,0 +1,159 @@
+"""A step bound to a plan and to devices: called like the function it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from autopar.core.errors import ClusterError, OptionError, PlanError
+from autopar.core.mesh import MeshSpec
+from autopar.core.plan import Plan, ValuePlan
+from autopar.passes.lowering import lower
+from autopar.passes.trace import Step
+
+BACKENDS = ("jit",)
+
+
+class OtherArguments(PlanError):
+    """The step was called with other shapes, or another structure, than it was planned for."""
+
+
+def check_backend(name: str) -> None:
+    """Raises ``OptionError`` if no backend has this name."""
+    if name not in BACKENDS:
+        raise OptionError(
+            f"backend={name!r} is not offered yet; choose one of {', '.join(BACKENDS)}"
+        )
+
+
+class PlannedStep:
+    """A traced step bound to a plan and to devices.
+
+    ``call`` is the jitted function itself: nothing of autopar runs between steps.
+
+    Raises:
+      PlanError: the plan was made for another step.
+      ClusterError: there are fewer devices than the plan's mesh has.
+    """
+
+    def __init__(
+        self, step: Step, plan: Plan, devices: Sequence[jax.Device] | None = None
+    ) -> None:
+        check_same_step(step, plan)
+        self.plan = plan.with_trees(step.in_tree, step.out_tree)
+        self.mesh = device_mesh(plan.mesh, devices)
+        self.step = step
+        self.in_shardings = _shardings(self.plan.in_specs, self.mesh)
+        self.out_shardings = _shardings(self.plan.out_specs, self.mesh)
+        self.call = _jitted(step, self.plan, self.mesh)
+
+    def accepts(self, args: tuple[Any, ...]) -> bool:
+        """Whether the step was planned for arguments of these shapes."""
+        leaves, tree = jax.tree.flatten(args)
+        return tree == self.step.in_tree and all(
+            (jax.numpy.shape(leaf), jax.numpy.result_type(leaf)) == (value.shape, value.dtype)
+            for leaf, value in zip(leaves, self.plan.inputs, strict=True)
+        )
+
+
+def device_mesh(mesh: MeshSpec, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lays ``mesh`` over ``devices``, physically near ones along its minor axes.
+
+    Raises:
+      ClusterError: too few devices.
+    """
+    found = list(jax.devices() if devices is None else devices)
+    need = mesh.device_count
+    if len(found) < need:
+        raise ClusterError(
+            f"the plan needs {need} devices ({mesh}), but there are {len(found)}; to emulate them "
+            f'on a CPU, call jax.config.update("jax_num_cpu_devices", {need}) before any other use '
+            "of JAX"
+        )
+    auto = (AxisType.Auto,) * len(mesh.axes)
+    if devices is None and found[0].platform != "cpu":
+        return jax.make_mesh(mesh.sizes, mesh.names, axis_types=auto, devices=found[:need])
+    return Mesh(np.array(found[:need]).reshape(mesh.sizes), mesh.names, axis_types=auto)
+
+
+def check_same_step(step: Step, plan: Plan) -> None:
+    """Raises ``PlanError``, saying what differs, unless ``plan`` was made for ``step``."""
+    if step.fingerprint == plan.step:
+        return
+    raise PlanError(
+        f"this plan was made for another step: {_difference(step, plan)}; plan this step again "
+        "(autopar.plan), or apply the plan to the step it was made for"
+    )
+
+
+def _difference(step: Step, plan: Plan) -> str:
+    mine = _described(zip(step.in_paths, step.in_avals, strict=True))
+    planned = {v.path: f"{v.dtype}{list(v.shape)}" for v in plan.inputs}
+    for path, text in planned.items():
+        if path not in mine:
+            return f"it has an input {path!r} ({text}) that this step lacks"
+        if mine[path] != text:
+            return f"its input {path!r} is {text}, here {mine[path]}"
+    extra = [path for path in mine if path not in planned]
+    if extra:
+        return f"this step has an input {extra[0]!r} ({mine[extra[0]]}) that it lacks"
+    here, there = len(step.out_paths), len(plan.outputs)
+    if here != there:
+        return f"it has {there} results, this step {here}"
+    return "same inputs and outputs, but the computation between them differs"
+
+
+def _described(values: Any) -> dict[str, str]:
+    return {path: f"{aval.dtype}{list(aval.shape)}" for path, aval in values}
+
+
+def _shardings(specs: Any, mesh: Mesh) -> Any:
+    is_spec: Callable[[Any], bool] = lambda x: isinstance(x, jax.P)  # noqa: E731
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+
+
+def _jitted(step: Step, plan: Plan, mesh: Mesh) -> Any:
+    """``jax.jit`` of the lowered step, with the plan's shardings and the step's donation."""
+    flat = lower(step, plan, mesh)
+
+    def run(*args: Any) -> Any:
+        leaves, tree = jax.tree.flatten(args)
+        _check_call(step, plan.inputs, leaves, tree)
+        return jax.tree.unflatten(step.out_tree, flat(*leaves))
+
+    run.__name__ = run.__qualname__ = "planned_step"
+    positions = range(len(step.in_tree.children()))
+    return jax.jit(
+        run,
+        in_shardings=_shardings(plan.in_specs, mesh),
+        out_shardings=_shardings(plan.out_specs, mesh),
+        donate_argnums=tuple(i for i in positions if _donated(step, i)),
+    )
+
+
+def _donated(step: Step, argument: int) -> bool:
+    counts = [child.num_leaves for child in step.in_tree.children()]
+    start = sum(counts[:argument])
+    flags = step.donated[start : start + counts[argument]]
+    return bool(flags) and all(flags)
+
+
+def _check_call(
+    step: Step, inputs: tuple[ValuePlan, ...], leaves: Sequence[Any], tree: Any
+) -> None:
+    """Runs while tracing only: the arguments must be those the step was planned for."""
+    if tree != step.in_tree:
+        raise OtherArguments(
+            f"the arguments have another structure than the step was planned for: {tree} "
+            f"instead of {step.in_tree}; plan again for these arguments"
+        )
+    for value, leaf in zip(inputs, leaves, strict=True):
+        if (tuple(leaf.shape), str(leaf.dtype)) != (value.shape, value.dtype):
+            raise OtherArguments(
+                f"{value.path!r} is {leaf.dtype}{list(leaf.shape)}, but the step was planned for "
+                f"{value.dtype}{list(value.shape)}; plan again for these arguments"
+            )

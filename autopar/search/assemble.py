@@ -1,0 +1,283 @@
+r"""From the graph of a step to the cost function network of one mesh.
+
+$$ \underbrace{\sum_{n} t_n \, \mathrm{compute}(n, x_n)}_{\texttt{\_op\_costs}}
+ + \underbrace{\sum_{e} w_e \, \mathrm{reshard}(\mathrm{out}(x_{src}), \mathrm{in}(x_{dst}))}_
+   {\texttt{\_edge\_table}} $$
+
+with $t$ and $w$ how often a node or edge runs. Nodes of one class share a variable; an edge within
+a class becomes a unary cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autopar.core.layout import Layout, local_shape, replicated
+from autopar.core.mesh import MeshSpec
+from autopar.cost_model import Cluster, FusionBorders, Resharder, equation_seconds, work
+from autopar.passes.fingerprint import signature
+from autopar.passes.rules import FactorRule, factor_rule, replicate_rule
+from autopar.search.domains import Domain, Domains, State, partial_ops, shifted
+from autopar.search.graph import Edge, Graph, Node
+from autopar.search.network import FORBIDDEN, IntArray, Network, add_pair, to_ticks
+from autopar.search.quotient import classes
+
+
+@dataclass(frozen=True, slots=True)
+class Restriction:
+    """What is not left to the search.
+
+    Attributes:
+      resting: for an input node, the layouts it may rest in.
+      outputs: for an output node, the layouts it may have.
+      allow: whether an op may take a state; ``None`` allows all.
+    """
+
+    resting: Mapping[int, tuple[Layout, ...]] = field(default_factory=dict)
+    outputs: Mapping[int, tuple[Layout, ...]] = field(default_factory=dict)
+    allow: Callable[[Node, FactorRule, State], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A network, and what its variables and values mean.
+
+    Attributes:
+      domains: for every node, the states of its variable.
+      variables: for every node, the variable that chooses for it.
+      fallbacks: primitives without a rule, and how many equations of each there are.
+    """
+
+    graph: Graph
+    mesh: MeshSpec
+    domains: tuple[Domain, ...]
+    variables: tuple[int, ...]
+    network: Network
+    fallbacks: Mapping[str, int]
+
+    def states(self, choice: tuple[int, ...]) -> tuple[State, ...]:
+        """The state of every node under an assignment."""
+        return tuple(
+            domain[choice[variable]]
+            for domain, variable in zip(self.domains, self.variables, strict=True)
+        )
+
+
+def assemble(
+    graph: Graph,
+    rules: tuple[FactorRule | None, ...],
+    fusion: FusionBorders,
+    cluster: Cluster,
+    mesh: MeshSpec,
+    restriction: Restriction,
+    resharder: Resharder,
+    alike: bool,
+) -> Problem:
+    """Builds the network. ``rules`` has one entry per node, ``None`` where it is no op or has none.
+
+    With ``alike`` nodes that look the same from nearby share a variable.
+    """
+    assembler = _Assembler(graph, rules, fusion, cluster, mesh, restriction, resharder)
+    assembler.fill_domains()
+    count = len(graph.nodes)
+    variables = classes(graph, assembler.keys) if alike else tuple(range(count))
+    network = assembler.network(variables)
+    missing: dict[str, int] = defaultdict(int)
+    for node, rule in zip(graph.nodes, rules, strict=True):
+        if node.eqn is not None and rule is None:
+            missing[node.eqn.primitive.name] += 1
+    fallbacks = dict(sorted(missing.items()))
+    return Problem(graph, mesh, tuple(assembler.domains), variables, network, fallbacks)
+
+
+def find_rules(graph: Graph) -> tuple[FactorRule | None, ...]:
+    """The factor rule of every op node; ``None`` for other nodes and where there is no rule."""
+    known: dict[str, FactorRule | None] = {}
+    found: list[FactorRule | None] = []
+    for node in graph.nodes:
+        if node.eqn is None:
+            found.append(None)
+            continue
+        key = signature(node.eqn)
+        if key not in known:
+            known[key] = factor_rule(node.eqn)
+        found.append(known[key])
+    return tuple(found)
+
+
+@dataclass(slots=True)
+class _Assembler:
+    graph: Graph
+    rules: tuple[FactorRule | None, ...]
+    fusion: FusionBorders
+    cluster: Cluster
+    mesh: MeshSpec
+    restriction: Restriction
+    resharder: Resharder
+    domains: list[Domain] = field(default_factory=list)
+    keys: list[Hashable] = field(default_factory=list)
+    costs: list[IntArray] = field(default_factory=list)
+    _made: Domains = field(init=False)
+    _seconds: dict[Hashable, IntArray] = field(default_factory=dict)
+    _tables: dict[Hashable, IntArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._made = Domains(self.mesh)
+
+    def fill_domains(self) -> None:
+        """Domain, own cost and signature of every node."""
+        feeders = _feeders(self.graph)
+        for node in self.graph.nodes:
+            if node.kind == "op":
+                domain, key, cost = self._op(node)
+            elif node.kind == "input":
+                domain, key, cost = self._input(node)
+            else:
+                domain, key, cost = self._border(node, feeders)
+            self.domains.append(domain)
+            self.keys.append((node.kind, key, node.trips, node.shape))
+            self.costs.append(cost)
+
+    def _op(self, node: Node) -> tuple[Domain, Hashable, IntArray]:
+        assert node.eqn is not None
+        rule = self.rules[node.index] or replicate_rule(node.eqn)
+        domain = self._made.op(rule)
+        allow = self.restriction.allow
+        if allow is not None:
+            kept = tuple(state for state in domain if allow(node, rule, state))
+            domain = kept or domain[:1]
+        reads, writes = self.fusion.of(node.eqn)
+        key = (signature(node.eqn), reads, writes, domain if allow else None)
+        if key not in self._seconds:
+            self._seconds[key] = self._op_costs(node, domain, reads, writes)
+        return domain, key, self._seconds[key] * node.trips
+
+    def _op_costs(
+        self, node: Node, domain: Domain, reads: tuple[float, ...], writes: tuple[bool, ...]
+    ) -> IntArray:
+        eqn = node.eqn
+        assert eqn is not None
+        total = work(eqn)
+        ins = [tuple(atom.aval.shape) for atom in eqn.invars]
+        outs = [tuple(var.aval.shape) for var in eqn.outvars]
+        seconds = [
+            equation_seconds(
+                total,
+                _locals(ins, state.operands, self.mesh),
+                _locals(outs, state.results, self.mesh),
+                self.cluster.chip,
+                reads,
+                writes,
+            )
+            for state in domain
+        ]
+        return to_ticks(np.array(seconds))
+
+    def _input(self, node: Node) -> tuple[Domain, Hashable, IntArray]:
+        every = self._made.layouts(node.shape, frozenset())
+        resting = self.restriction.resting.get(node.index, every)
+        if node.name.startswith("const"):
+            resting = (replicated(self.mesh),)
+        shared = node.index in self.graph.shared_inputs
+        domain = self._made.input(node.shape, shared, resting)
+        assert node.var is not None
+        size = node.var.aval.dtype.itemsize
+        key = ("input", domain, size)
+        if key not in self._seconds:
+            # A re-layout between rest and use, light and waited for by nobody else: coalesced.
+            rests = [state.operands[0] for state in domain]
+            uses = [state.results[0] for state in domain]
+            table = self._reshard(node.shape, size, tuple(rests), tuple(uses), True)
+            self._seconds[key] = np.ascontiguousarray(table.diagonal())
+        return domain, (node.var.aval.dtype, resting, shared), self._seconds[key]
+
+    def _border(
+        self, node: Node, feeders: Mapping[int, list[tuple[int, int]]]
+    ) -> tuple[Domain, Hashable, IntArray]:
+        ops = frozenset(
+            op
+            for source, port in feeders.get(node.index, [])
+            if self.graph.nodes[source].kind == "op" and node.kind == "hub"
+            for op in self._port_ops(source, port)
+        )
+        domain = self._made.hub(node.shape, ops)
+        allowed = self.restriction.outputs.get(node.index)
+        if allowed is not None:
+            domain = tuple(state for state in domain if state.results[0] in allowed)
+        dtype = None if node.var is None else node.var.aval.dtype
+        return domain, (dtype, allowed), np.zeros(len(domain), np.int64)
+
+    def _port_ops(self, source: int, port: int) -> frozenset[str]:
+        rule = self.rules[source]
+        if rule is None:
+            return frozenset()
+        return partial_ops(self._made.op(rule), port)
+
+    def network(self, variables: tuple[int, ...]) -> Network:
+        """Sums costs over the nodes and edges of each variable, or pair of variables."""
+        unary: dict[int, IntArray] = {}
+        for variable, cost in zip(variables, self.costs, strict=True):
+            unary[variable] = unary[variable] + cost if variable in unary else cost
+        merged: dict[tuple[int, int, Edge], int] = defaultdict(int)
+        for edge in self.graph.edges:
+            src, dst = variables[edge.src], variables[edge.dst]
+            alike = dataclasses.replace(edge, src=src, dst=dst, weight=1)
+            merged[src, dst, alike] += edge.weight
+        pairs: dict[tuple[int, int], IntArray] = {}
+        representative = {v: n for n, v in reversed(list(enumerate(variables)))}
+        for (src, dst, edge), weight in merged.items():
+            table = self._edge_table(edge, representative[src], representative[dst])
+            weighted = np.minimum(table * weight, FORBIDDEN)
+            if src == dst:
+                unary[src] = np.minimum(unary[src] + weighted.diagonal(), FORBIDDEN)
+            else:
+                add_pair(pairs, src, dst, weighted)
+        return Network(tuple(unary[v] for v in range(len(unary))), pairs)
+
+    def _edge_table(self, edge: Edge, src: int, dst: int) -> IntArray:
+        """Price of the re-layout for every pair of states of the two ends."""
+        left = tuple(shifted(s.results[edge.port], edge.src_shift) for s in self.domains[src])
+        is_input = self.graph.nodes[dst].kind == "input"
+        slot = 0 if is_input else edge.slot
+        right = tuple(shifted(s.operands[slot], edge.dst_shift) for s in self.domains[dst])
+        return self._reshard(edge.shape, edge.itemsize, left, right, edge.coalesced)
+
+    def _reshard(
+        self,
+        shape: tuple[int, ...],
+        size: int,
+        left: tuple[Layout, ...],
+        right: tuple[Layout, ...],
+        coalesced: bool,
+    ) -> IntArray:
+        key = (shape, size, left, right, coalesced)
+        if key not in self._tables:
+            rows, row_of = _distinct(left)
+            cols, col_of = _distinct(right)
+            seconds = self.resharder.matrix(shape, size, rows, cols, coalesced=coalesced)
+            self._tables[key] = to_ticks(seconds)[np.ix_(row_of, col_of)]
+        return self._tables[key]
+
+
+def _feeders(graph: Graph) -> dict[int, list[tuple[int, int]]]:
+    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for edge in graph.edges:
+        found[edge.dst].append((edge.src, edge.port))
+    return found
+
+
+def _locals(
+    shapes: list[tuple[int, ...]], layouts: tuple[Layout, ...], mesh: MeshSpec
+) -> tuple[tuple[int, ...], ...]:
+    return tuple(local_shape(s, layout, mesh) for s, layout in zip(shapes, layouts, strict=True))
+
+
+def _distinct(layouts: tuple[Layout, ...]) -> tuple[list[Layout], list[int]]:
+    number: dict[Layout, int] = {}
+    where = [number.setdefault(layout, len(number)) for layout in layouts]
+    return list(number), where

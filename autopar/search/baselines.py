@@ -1,0 +1,157 @@
+"""The plans a user would write by hand, as restrictions of the same search.
+
+Each fixes how inputs rest, as one would with ``in_shardings``, and leaves the rest to the machinery
+that prices and runs every plan; so a comparison with ``optimal`` compares plans and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from autopar.core.errors import InfeasibleError, OptionError
+from autopar.core.layout import B, Layout, Placement, Split, divides, replicated
+from autopar.core.mesh import MeshSpec
+from autopar.passes.rules import FactorRule
+from autopar.passes.trace import Step
+from autopar.search.assemble import Restriction
+from autopar.search.domains import State
+from autopar.search.graph import Graph, Node
+from autopar.search.roles import BATCH, OPTIMIZER, PARAMETERS, roles
+
+COLUMN = re.compile(
+    r"(^|[/_.])(q|k|v|qkv|query|key|value|up|gate|fc1|c_attn|c_fc|wi|wq|wk|wv|w1|w3|"
+    r"lm_head|head|unembed|logits)(_?proj)?([/_.]|$)"
+)
+ROW = re.compile(r"(^|[/_.])(o|out|proj|o_proj|out_proj|down|fc2|c_proj|wo|w2)([/_.]|$)")
+EMBEDDING = re.compile(r"(embed|wte|embedding)")
+
+Place = Callable[[str, tuple[int, ...], str], Layout]
+"""How an input rests, from its path, shape and role."""
+
+
+def baseline(name: str, step: Step, graph: Graph, mesh: MeshSpec) -> Restriction:
+    """The restriction that makes ``name`` of the search.
+
+    Raises:
+      InfeasibleError: the batch cannot be split as the baseline needs.
+      OptionError: no baseline has this name.
+    """
+    width = len(mesh.axes)
+    if name == "replicated":
+        return Restriction(
+            {i: (replicated(mesh),) for i in range(len(step.in_paths))},
+            {n.index: (replicated(mesh),) for n in graph.nodes if n.kind == "output"},
+            lambda node, rule, state: all(f is None for f in state.factors)
+            and not any(p != B for layout in state.results for p in layout),
+        )
+    if name == "data":
+        return _with(step, graph, mesh, _data(mesh, range(width)), _replicated_update(graph))
+    if name == "fsdp":
+        return _with(step, graph, mesh, _fsdp(mesh, range(width)), None)
+    if name == "megatron":
+        return _with(step, graph, mesh, _megatron(mesh, (), width - 1), None)
+    if name == "fsdp+megatron":
+        return _with(step, graph, mesh, _megatron(mesh, range(width - 1), width - 1), None)
+    raise OptionError(f"search={name!r} is no baseline")
+
+
+def _with(
+    step: Step,
+    graph: Graph,
+    mesh: MeshSpec,
+    place: Place,
+    allow: Callable[[Node, FactorRule, State], bool] | None,
+) -> Restriction:
+    resting: dict[int, tuple[Layout, ...]] = {}
+    for position, role in enumerate(roles(step, graph)):
+        path, shape = step.in_paths[position], tuple(step.in_avals[position].shape)
+        layout = place(path, shape, role)
+        if role == BATCH and not divides(shape, layout, mesh):
+            raise InfeasibleError(
+                f"{path!r} of shape {shape} cannot be split over the mesh {mesh}: its first "
+                "dimension is not a multiple of the number of devices; use a larger batch, "
+                "fewer devices, or search='optimal', which may split something else"
+            )
+        resting[position] = (layout,)
+    return Restriction(resting, {}, allow)
+
+
+def _replicated_update(graph: Graph) -> Callable[[Node, FactorRule, State], bool]:
+    """Plain data parallelism: gradients are reduced first, every device updates everything."""
+
+    def allow(node: Node, rule: FactorRule, state: State) -> bool:
+        del rule
+        if not graph.tails[node.index]:
+            return True
+        return all(p == B for layout in (*state.operands, *state.results) for p in layout)
+
+    return allow
+
+
+def _data(mesh: MeshSpec, axes: range) -> Place:
+    def place(path: str, shape: tuple[int, ...], role: str) -> Layout:
+        del path
+        if role == BATCH and shape:
+            return _on(mesh, dict.fromkeys(axes, 0))
+        return replicated(mesh)
+
+    return place
+
+
+def _fsdp(mesh: MeshSpec, axes: range) -> Place:
+    data = _data(mesh, axes)
+
+    def place(path: str, shape: tuple[int, ...], role: str) -> Layout:
+        if role in (PARAMETERS, OPTIMIZER):
+            return _largest(shape, mesh, axes, replicated(mesh))
+        return data(path, shape, role)
+
+    return place
+
+
+def _megatron(mesh: MeshSpec, data_axes: range | tuple[int, ...], model: int) -> Place:
+    """Column then row parallel kernels by their usual names (Shoeybi et al. 2019)."""
+
+    def place(path: str, shape: tuple[int, ...], role: str) -> Layout:
+        if role == BATCH and shape:
+            return _on(mesh, dict.fromkeys(data_axes, 0))
+        if role not in (PARAMETERS, OPTIMIZER):
+            return replicated(mesh)
+        dim = _megatron_dim(path, shape)
+        base = replicated(mesh) if dim is None else _on(mesh, {model: dim})
+        base = base if divides(shape, base, mesh) else replicated(mesh)
+        return _largest(shape, mesh, data_axes, base)
+
+    return place
+
+
+def _megatron_dim(path: str, shape: tuple[int, ...]) -> int | None:
+    if not shape:
+        return None
+    if EMBEDDING.search(path):
+        return len(shape) - 2 if len(shape) > 1 and "pos" not in path else None
+    if COLUMN.search(path):
+        return len(shape) - 1
+    if ROW.search(path) and not path.endswith("bias"):
+        return len(shape) - 2 if len(shape) > 1 else None
+    return None
+
+
+def _largest(
+    shape: tuple[int, ...], mesh: MeshSpec, axes: range | tuple[int, ...], base: Layout
+) -> Layout:
+    """``base`` with ``axes`` on the largest dimension it leaves whole, if they divide one."""
+    taken = {p.dim for p in base if isinstance(p, Split)}
+    for dim in sorted(range(len(shape)), key=lambda d: (-shape[d], d)):
+        layout = _on(mesh, dict.fromkeys(axes, dim), base)
+        if dim not in taken and divides(shape, layout, mesh):
+            return layout
+    return base
+
+
+def _on(mesh: MeshSpec, dims: dict[int, int], base: Layout | None = None) -> Layout:
+    placements: list[Placement] = list(base or replicated(mesh))
+    for axis, dim in dims.items():
+        placements[axis] = Split(dim)
+    return tuple(placements)

@@ -1,0 +1,159 @@
+"""Domains: the states each node of the graph can be in, on one mesh.
+
+A state of an op is a joint strategy, one ``AxisStrategy`` per mesh axis. A state of a hub or output
+is a layout. A state of an input is a pair: its layout at rest, and the one it has while in use.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from autopar.core.layout import B, Layout, Partial, Placement, Split, divides
+from autopar.core.mesh import MeshSpec
+from autopar.passes.rules import AxisStrategy, FactorRule, axis_strategies
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One choice of a node.
+
+    Attributes:
+      operands: the layout in which each operand is wanted (slot by slot).
+      results: the layout in which each result is left (port by port).
+      factors: for an op, the loop factor each mesh axis cuts.
+    """
+
+    operands: tuple[Layout, ...]
+    results: tuple[Layout, ...]
+    factors: tuple[str | None, ...] = ()
+
+
+Domain = tuple[State, ...]
+
+
+@dataclass(slots=True)
+class Domains:
+    """Enumerates and caches domains for one mesh. Equal questions share one answer."""
+
+    mesh: MeshSpec
+    _ops: dict[FactorRule, Domain] = field(default_factory=dict)
+    _layouts: dict[tuple[tuple[int, ...], frozenset[str]], tuple[Layout, ...]] = field(
+        default_factory=dict
+    )
+    _cached: dict[object, Domain] = field(default_factory=dict)
+
+    def op(self, rule: FactorRule) -> Domain:
+        """Joint strategies of an equation, most replicated first."""
+        if rule not in self._ops:
+            self._ops[rule] = tuple(_joint_states(rule, self.mesh))
+        return self._ops[rule]
+
+    def layouts(self, shape: tuple[int, ...], partial: frozenset[str]) -> tuple[Layout, ...]:
+        """Every layout of a value that divides evenly, partial by at most one of ``partial``."""
+        key = (shape, partial)
+        if key not in self._layouts:
+            self._layouts[key] = tuple(_layouts(shape, partial, self.mesh))
+        return self._layouts[key]
+
+    def hub(self, shape: tuple[int, ...], partial: frozenset[str]) -> Domain:
+        """A value passes through in one layout."""
+        key = ("hub", shape, partial)
+        if key not in self._cached:
+            found = self.layouts(shape, partial)
+            self._cached[key] = tuple(State((layout,), (layout,)) for layout in found)
+        return self._cached[key]
+
+    def input(self, shape: tuple[int, ...], shared: bool, resting: Iterable[Layout]) -> Domain:
+        """``operands`` is the layout at rest, ``results`` the one in use (equal unless shared)."""
+        rests = tuple(resting)
+        key = ("input", shape, shared, rests)
+        if key not in self._cached:
+            uses = self.layouts(shape, frozenset())
+            self._cached[key] = tuple(
+                State((rest,), (use,))
+                for rest in rests
+                for use in (uses if shared else (rest,))
+                if use == rest or _refines(rest, use)
+            )
+        return self._cached[key]
+
+
+def _refines(rest: Layout, use: Layout) -> bool:
+    """Whether ``use`` is ``rest`` with some axes gathered: the only re-layout worth sharing.
+
+    Cutting further is free at each use, and moving a split is never cheaper than resting there.
+    """
+    return all(u == r or u == B for r, u in zip(rest, use, strict=True))
+
+
+def _joint_states(rule: FactorRule, mesh: MeshSpec) -> Iterable[State]:
+    """One strategy per axis, kept where factors divide and partials agree; best of equals."""
+    single = axis_strategies(rule)
+    found: dict[tuple[object, object], State] = {}
+    for combination in itertools.product(single, repeat=len(mesh.axes)):
+        if not _fits(rule, combination, mesh):
+            continue
+        operands = tuple(
+            tuple(s.operands[i] for s in combination) for i in range(len(rule.operands))
+        )
+        results = tuple(
+            tuple(s.results[i] for s in combination) for i in range(len(rule.results))
+        )
+        if any(_mixed(layout) for layout in (*operands, *results)):
+            continue
+        state = State(operands, results, tuple(s.factor for s in combination))
+        found.setdefault((operands, results), state)
+    return found.values()
+
+
+def _fits(rule: FactorRule, combination: Sequence[AxisStrategy], mesh: MeshSpec) -> bool:
+    cut: dict[str, int] = {}
+    for strategy, axis in zip(combination, mesh.axes, strict=True):
+        if strategy.factor is not None:
+            cut[strategy.factor] = cut.get(strategy.factor, 1) * axis.size
+    if not all(rule.size(factor) % ways == 0 for factor, ways in cut.items()):
+        return False
+    return _one_per_dim(rule, cut)
+
+
+def _one_per_dim(rule: FactorRule, cut: dict[str, int]) -> bool:
+    """No factor may be cut twice through one operand that names it in two dimensions."""
+    return all(
+        dims.count(factor) <= 1 for dims in (*rule.operands, *rule.results) for factor in cut
+    )
+
+
+def _mixed(layout: Layout) -> bool:
+    return len({p.op for p in layout if isinstance(p, Partial)}) > 1
+
+
+def _layouts(
+    shape: tuple[int, ...], partial: frozenset[str], mesh: MeshSpec
+) -> Iterable[Layout]:
+    choices: list[Placement] = [B, *(Split(d) for d, n in enumerate(shape) if n > 1)]
+    choices += [Partial(op) for op in sorted(partial)]
+    for layout in itertools.product(choices, repeat=len(mesh.axes)):
+        if not _mixed(layout) and divides(shape, layout, mesh):
+            yield layout
+
+
+def parts(state: State, mesh: MeshSpec) -> int:
+    """Among how many devices an op's work is divided."""
+    return math.prod(
+        axis.size
+        for factor, axis in zip(state.factors, mesh.axes, strict=True)
+        if factor is not None
+    )
+
+
+def shifted(layout: Layout, by: int) -> Layout:
+    """``layout`` of a value with ``by`` more leading dimensions."""
+    return tuple(Split(p.dim + by) if isinstance(p, Split) else p for p in layout)
+
+
+def partial_ops(states: Iterable[State], port: int) -> frozenset[str]:
+    """The reductions by which result ``port`` is partial in some state."""
+    return frozenset(p.op for s in states for p in s.results[port] if isinstance(p, Partial))

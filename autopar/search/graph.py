@@ -1,0 +1,269 @@
+"""The flow graph of a step: who makes each value, who uses it, and how often.
+
+Built from the simplified jaxpr with its loops walked in place. Nodes are the choices to make:
+
+* an ``input``: how it lies at rest, and, when several read it, how it lies while they do;
+* an ``op``: one equation, and its strategy;
+* a ``hub``: a value that several use, or that crosses the border of a loop, in the one layout in
+  which it is materialised (so sharing is pairwise; see docs/search.md);
+* an ``output``: how a result of the step lies.
+
+An edge is one use. Where its two ends want different layouts the value is resharded, ``weight``
+times a step.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal as OneOf
+
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+from autopar.passes.rules import Link, Region, regions
+from autopar.passes.trace import Step
+
+Atom = Var | Literal
+NodeKind = OneOf["input", "op", "hub", "output"]
+
+HEAVY = frozenset(
+    ("dot_general", "ragged_dot", "conv_general_dilated", "gather", "sort", "scatter-add")
+)
+"""Primitives that anchor the forward and backward pass; what only light work follows is a tail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One choice of the plan. ``name`` is stable: ``in:3``, ``12``, ``30/body/4``, and for hubs
+    ``12.0`` (a result), ``30/body.in2`` and ``30.out1`` (what crosses a loop's border)."""
+
+    index: int
+    kind: NodeKind
+    name: str
+    trips: int
+    var: Var | None = None
+    eqn: JaxprEqn | None = None
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A use of result ``port`` of node ``src`` as operand ``slot`` of node ``dst``.
+
+    ``src_shift`` (``dst_shift``) is 1 where that end sees the value without its leading loop
+    dimension. ``shape`` is that of the value moved, the loop dimension included.
+    """
+
+    src: int
+    port: int
+    dst: int
+    slot: int
+    shape: tuple[int, ...]
+    itemsize: int
+    weight: int
+    src_shift: int = 0
+    dst_shift: int = 0
+    coalesced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a value comes from: result ``port`` of ``node``; ``shift`` as in ``Edge``."""
+
+    node: int
+    port: int
+    shift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The whole step.
+
+    Attributes:
+      sources: for every variable, the node that fixes its layout.
+      shared_inputs: indices of ``input`` nodes that several nodes read.
+      tails: for each node, whether only light work follows it: the optimiser's side of the step.
+    """
+
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    sources: dict[Var, Source]
+    shared_inputs: frozenset[int]
+    tails: tuple[bool, ...]
+
+
+@dataclass(slots=True)
+class _Use:
+    var: Var
+    dst: int
+    slot: int
+    weight: int
+    shift: int
+
+
+@dataclass(slots=True)
+class _Builder:
+    nodes: list[Node] = field(default_factory=list)
+    sources: dict[Var, Source] = field(default_factory=dict)
+    uses: list[_Use] = field(default_factory=list)
+
+    def add(
+        self,
+        kind: NodeKind,
+        name: str,
+        trips: int,
+        var: Var | None = None,
+        eqn: JaxprEqn | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> int:
+        if shape is None:
+            shape = () if var is None else tuple(var.aval.shape)
+        self.nodes.append(Node(len(self.nodes), kind, name, trips, var, eqn, shape))
+        return len(self.nodes) - 1
+
+    def use(self, atom: Atom, dst: int, slot: int, weight: int, shift: int = 0) -> None:
+        if isinstance(atom, Var):
+            self.uses.append(_Use(atom, dst, slot, weight, shift))
+
+
+def build_graph(step: Step) -> Graph:
+    """Walks the step, regions included, and connects every use to its source."""
+    builder = _Builder()
+    jaxpr = step.jaxpr.jaxpr
+    for position, var in enumerate(jaxpr.invars):
+        node = builder.add("input", f"in:{position}", 1, var)
+        builder.sources[var] = Source(node, 0)
+    for position, var in enumerate(jaxpr.constvars):
+        node = builder.add("input", f"const:{position}", 1, var)
+        builder.sources[var] = Source(node, 0)
+    _walk(builder, jaxpr, "", 1)
+    _connect_outputs(builder, step)
+    return _finish(builder)
+
+
+def _connect_outputs(builder: _Builder, step: Step) -> None:
+    """A tied output is a use by the input it becomes; any other gets a node of its own."""
+    tied = dict(step.ties)
+    for position, atom in enumerate(step.jaxpr.jaxpr.outvars):
+        if position in tied:
+            builder.use(atom, tied[position], 0, 1)
+        else:
+            var = atom if isinstance(atom, Var) else None
+            node = builder.add("output", f"out:{position}", 1, var)
+            builder.use(atom, node, 0, 1)
+
+
+def _walk(builder: _Builder, jaxpr: Jaxpr, prefix: str, trips: int) -> None:
+    for position, eqn in enumerate(jaxpr.eqns):
+        name = f"{prefix}{position}"
+        nested = regions(eqn)
+        if nested is None:
+            node = builder.add("op", name, trips, eqn=eqn)
+            for slot, atom in enumerate(eqn.invars):
+                builder.use(atom, node, slot, trips)
+            for port, var in enumerate(eqn.outvars):
+                builder.sources[var] = Source(node, port)
+        else:
+            _enter(builder, nested, name, trips)
+
+
+def _enter(builder: _Builder, nested: Sequence[Region], name: str, trips: int) -> None:
+    """Walks the regions of one equation. Every value that crosses the border gets a hub."""
+    for region in nested:
+        inner = trips * region.trips
+        for slot, link in enumerate(region.inputs):
+            if isinstance(link.inner, Var):
+                node = _hub(builder, link.inner, f"{name}/{region.name}.in{slot}", inner)
+                builder.use(link.outer, node, 0, trips, int(link.stacked))
+        _walk(builder, region.body, f"{name}/{region.name}/", inner)
+        for into, out in region.carries:
+            builder.use(out, builder.sources[into].node, 0, inner)
+        for link, (into, _) in zip(region.outputs, region.carries, strict=False):
+            if isinstance(link.outer, Var):
+                builder.sources[link.outer] = builder.sources[into]
+        for slot, link in enumerate(region.outputs[len(region.carries) :]):
+            _leave(builder, link, f"{name}.out{len(region.carries) + slot}", inner)
+
+
+def _leave(builder: _Builder, link: Link, name: str, trips: int) -> None:
+    """A result of a region that is no carry: one hub, fed by every region that yields it."""
+    outer = link.outer
+    assert isinstance(outer, Var)
+    if outer not in builder.sources:
+        shape = tuple(outer.aval.shape)[int(link.stacked) :]
+        node = builder.add("hub", name, trips, outer, shape=shape)
+        builder.sources[outer] = Source(node, 0, int(link.stacked))
+    builder.use(link.inner, builder.sources[outer].node, 0, trips)
+
+
+def _hub(builder: _Builder, var: Var, name: str, trips: int) -> int:
+    node = builder.add("hub", name, trips, var)
+    builder.sources[var] = Source(node, 0)
+    return node
+
+
+def _finish(builder: _Builder) -> Graph:
+    """Gives every op result with several uses its hub, then turns uses into edges."""
+    by_source: dict[tuple[int, int], list[_Use]] = defaultdict(list)
+    for use in builder.uses:
+        source = builder.sources[use.var]
+        by_source[source.node, source.port].append(use)
+    edges: list[Edge] = []
+    shared: set[int] = set()
+    tails = _tails(builder)
+    for (index, port), uses in sorted(by_source.items()):
+        node = builder.nodes[index]
+        source = builder.sources[uses[0].var]
+        readers = [use for use in uses if builder.nodes[use.dst].kind != "input"]
+        if node.kind == "input" and len(readers) > 1:
+            shared.add(index)
+        if node.kind == "op" and len(uses) > 1:
+            var = uses[0].var
+            hub = builder.add("hub", f"{node.name}.{port}", node.trips, var)
+            late = all(tails[use.dst] for use in uses)
+            tails.append(late)
+            edges.append(_edge(source, _Use(var, hub, 0, node.trips, 0), late))
+            source = Source(hub, 0)
+            builder.sources[var] = source
+        for use in uses:
+            if use.dst == source.node:
+                continue  # an input handed back unchanged
+            light = node.kind == "input" or tails[use.dst]
+            origin = Source(source.node, source.port, builder.sources[use.var].shift)
+            edges.append(_edge(origin, use, light))
+    nodes = tuple(builder.nodes)
+    return Graph(nodes, tuple(edges), builder.sources, frozenset(shared), tuple(tails))
+
+
+def _edge(source: Source, use: _Use, coalesced: bool) -> Edge:
+    aval = use.var.aval
+    return Edge(
+        source.node,
+        source.port,
+        use.dst,
+        use.slot,
+        tuple(aval.shape),
+        aval.dtype.itemsize,
+        use.weight,
+        source.shift,
+        use.shift,
+        coalesced,
+    )
+
+
+def _tails(builder: _Builder) -> list[bool]:
+    """For each node, whether only light work follows it: the optimiser's side of the step.
+
+    Collectives there are many, small, and wait for nothing, so the compiler combines them: they
+    share their latency (DESIGN: 322 of them otherwise cost 63 of 733 ms).
+    """
+    readers: dict[int, list[int]] = defaultdict(list)
+    for use in builder.uses:
+        readers[builder.sources[use.var].node].append(use.dst)
+    tails = [not (node.kind == "hub" and node.trips > 1) for node in builder.nodes]
+    for node in reversed(builder.nodes):
+        heavy = node.kind == "op" and node.eqn is not None and node.eqn.primitive.name in HEAVY
+        onward = [d for d in readers[node.index] if builder.nodes[d].kind != "input"]
+        tails[node.index] &= not heavy and all(tails[d] for d in onward)
+    return tails

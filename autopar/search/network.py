@@ -1,0 +1,87 @@
+r"""Cost function networks: the mathematical form of the search.
+
+Choose one value $x_i$ for every variable so that
+
+$$ \min_x \sum_i c_i(x_i) + \sum_{i<j} c_{ij}(x_i, x_j) \quad\text{with}\quad
+   \sum_i w_{ik}(x_i) \le W_k \;\text{for every limit}\; k. $$
+
+Costs are whole nanoseconds, so every solver computes the same sum exactly and equal plans are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+FORBIDDEN = 10**15
+"""A cost no plan reaches (eleven days); at or above half of it a choice is impossible."""
+
+TICK_S = 1e-9
+"""Seconds in one unit of cost."""
+
+
+def to_ticks(seconds: NDArray[np.float64]) -> IntArray:
+    """Rounds seconds to whole units; infinity becomes ``FORBIDDEN``."""
+    finite = np.where(np.isfinite(seconds), seconds, 0.0)
+    ticks = np.rint(finite / TICK_S).astype(np.int64)
+    return np.where(np.isfinite(seconds), np.minimum(ticks, FORBIDDEN), FORBIDDEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """``sum of weights[i][x_i] <= bound`` over the variables that have weights."""
+
+    weights: Mapping[int, IntArray]
+    bound: int
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Unary costs by variable, binary costs by pair ``(i, j)`` with ``i < j``, limits, a constant."""
+
+    unary: tuple[IntArray, ...]
+    pairs: Mapping[tuple[int, int], IntArray]
+    limits: tuple[Limit, ...] = ()
+    offset: int = 0
+
+    def cost(self, choice: Sequence[int]) -> int:
+        """The objective of a full assignment. At least ``FORBIDDEN`` if it is not allowed."""
+        total = self.offset + sum(int(costs[value]) for costs, value in zip(self.unary, choice, strict=True))
+        total += sum(int(table[choice[i], choice[j]]) for (i, j), table in self.pairs.items())
+        broken = any(
+            sum(int(w[choice[i]]) for i, w in limit.weights.items()) > limit.bound
+            for limit in self.limits
+        )
+        return total + FORBIDDEN * broken
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """What a solver found.
+
+    Attributes:
+      choice: a value for every variable, or ``None`` if none was found.
+      cost: its objective, in units of ``TICK_S``.
+      bound: no assignment costs less (equal to ``cost`` when proven optimal).
+      status: ``optimal``, ``feasible`` (stopped early), ``infeasible`` or ``unknown``.
+    """
+
+    choice: tuple[int, ...] | None
+    cost: int
+    bound: int
+    status: str
+
+
+def add_pair(
+    pairs: dict[tuple[int, int], IntArray], i: int, j: int, table: IntArray
+) -> None:
+    """Adds a binary cost, indexed ``[x_i, x_j]``, in whichever order the pair is stored."""
+    key, value = ((i, j), table) if i < j else ((j, i), table.T)
+    if key in pairs:
+        value = np.minimum(pairs[key] + value, FORBIDDEN)
+    pairs[key] = value

@@ -1,0 +1,62 @@
+"""What the user asked of the search, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import jax
+
+from autopar.core.errors import OptionError
+from autopar.core.mesh import MeshSpec
+
+BASELINES = ("replicated", "data", "fsdp", "megatron", "fsdp+megatron")
+SEARCHES = ("optimal", "exhaustive", "random", *BASELINES)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of one search.
+
+    Attributes:
+      search: one of ``SEARCHES``.
+      mesh: the mesh to use, or ``None`` to search over the cluster's own factorisations.
+      memory_bytes: budget per device, or ``None`` for the chip's own less a margin.
+      pins: layouts fixed by the user, by path.
+      seed: what ``search="random"`` draws from.
+      time_limit_s: seconds of solver time per mesh; the best plan by then is returned with its gap.
+      progress: called with a line of text as each stage begins.
+    """
+
+    search: str = "optimal"
+    mesh: MeshSpec | None = None
+    memory_bytes: int | None = None
+    pins: Mapping[str, jax.P] = field(default_factory=dict)
+    seed: int = 0
+    time_limit_s: float = 60.0
+    progress: Progress = lambda _: None
+
+    def __post_init__(self) -> None:
+        if self.search not in SEARCHES:
+            raise OptionError(
+                f"search={self.search!r} is not offered; choose one of {', '.join(SEARCHES)}"
+            )
+        if self.time_limit_s <= 0:
+            raise OptionError(
+                f"time_limit={self.time_limit_s} leaves no time to search; give seconds above zero"
+            )
+        if self.memory_bytes is not None and self.memory_bytes <= 0:
+            raise OptionError(f"memory={self.memory_bytes} bytes; give a positive budget")
+
+    def as_text(self) -> dict[str, str]:
+        """The options that shaped the plan, for its record."""
+        pins = "; ".join(f"{pattern} = {spec}" for pattern, spec in self.pins.items())
+        return {
+            "search": self.search,
+            "mesh": "searched" if self.mesh is None else str(self.mesh),
+            "memory": "chip" if self.memory_bytes is None else str(self.memory_bytes),
+            "pins": pins,
+            "seed": str(self.seed),
+        }

@@ -1,0 +1,73 @@
+"""Pins: layouts the user fixes, by the path of an input."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+
+import jax
+
+from autopar.core.errors import PinError
+from autopar.core.layout import Layout, divides, from_spec
+from autopar.core.mesh import MeshSpec
+from autopar.passes.trace import Step
+
+Pins = Mapping[str, jax.P]
+"""Regular expression over input paths (matched to their end, from any ``/``) to the spec."""
+
+
+def axis_names(pins: Pins) -> set[str]:
+    """Every mesh axis the pins speak of."""
+    entries = [entry for spec in pins.values() for entry in spec if entry is not None]
+    return {name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry)}
+
+
+def resolve(pins: Pins, step: Step, mesh: MeshSpec) -> dict[int, Layout]:
+    """The pinned layout of every flat input a pin names.
+
+    Raises:
+      PinError: a pin names no input, is no regular expression, contradicts another pin, or does not
+        fit the shape or the mesh.
+    """
+    pinned: dict[int, tuple[str, Layout]] = {}
+    for pattern, spec in pins.items():
+        for position in _matches(pattern, step):
+            layout = _layout(pattern, spec, position, step, mesh)
+            earlier = pinned.get(position)
+            if earlier is not None and earlier[1] != layout:
+                raise PinError(
+                    f"pins contradict each other: {step.in_paths[position]!r} is pinned to "
+                    f"{pins[earlier[0]]} by {earlier[0]!r} and to {spec} by {pattern!r}; "
+                    "make one of the patterns narrower, or remove it"
+                )
+            pinned[position] = (pattern, layout)
+    return {position: layout for position, (_, layout) in pinned.items()}
+
+
+def _matches(pattern: str, step: Step) -> list[int]:
+    try:
+        compiled = re.compile(rf"(?:.*/)?(?:{pattern})")
+    except re.error as error:
+        raise PinError(f"pin {pattern!r} is not a regular expression: {error}") from None
+    found = [i for i, path in enumerate(step.in_paths) if compiled.fullmatch(path)]
+    if not found:
+        near = difflib.get_close_matches(pattern, step.in_paths, n=3, cutoff=0.0)
+        raise PinError(
+            f"pin {pattern!r} names no input of the step; the nearest paths are {', '.join(near)}"
+        )
+    return found
+
+
+def _layout(pattern: str, spec: jax.P, position: int, step: Step, mesh: MeshSpec) -> Layout:
+    shape = tuple(step.in_avals[position].shape)
+    where = f"pin {pattern!r} = {spec} on {step.in_paths[position]!r} of shape {shape}"
+    if len(spec) > len(shape):
+        raise PinError(f"{where}: the spec has {len(spec)} entries, the value {len(shape)} dimensions")
+    try:
+        layout = from_spec(spec, mesh)
+    except ValueError as error:
+        raise PinError(f"{where}: {error}") from None
+    if not divides(shape, layout, mesh):
+        raise PinError(f"{where}: the mesh {mesh} does not divide it evenly; splits must be even")
+    return layout

@@ -1,0 +1,211 @@
+"""From a traced step and a cluster to a plan: the outer loop of the search.
+
+For every mesh the cluster's devices can form: build the network, solve it, simulate the memory of
+what was found, and while that does not fit, forbid it (one linear limit at the peak instant) and
+solve again. The fastest plan that fits is the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+from autopar.core.errors import ClusterError, InfeasibleError, PinError
+from autopar.core.mesh import MeshSpec
+from autopar.core.plan import Plan
+from autopar.cost_model import Cluster, Resharder, format_bytes
+from autopar.passes.rules import FactorRule
+from autopar.passes.trace import Step
+from autopar.search import pins as pins_
+from autopar.search import record
+from autopar.search.assemble import Problem, Restriction, assemble, find_rules
+from autopar.search.baselines import baseline
+from autopar.search.graph import Graph, build_graph
+from autopar.search.memory import MemoryModel
+from autopar.search.network import Limit, Network, Solution
+from autopar.search.options import BASELINES, Options
+from autopar.search.roles import roles
+from autopar.search.solvers import default_solver, exhaustive, random_choice, solve, toulbar2
+
+ALIKE_ABOVE = 400
+"""Nodes above which nodes that look alike share a choice. Below, everything is searched apart."""
+
+USABLE = 0.88
+"""Share of device memory a plan may fill: 8 % is held back for the compiler's own buffers and 4 %
+for fragmentation (DESIGN section 6)."""
+
+MAX_ROUNDS = 16
+"""Limits added, at most, before a memory budget is given up as not reachable by this search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """The best plan found on one mesh, and its simulated peak memory."""
+
+    problem: Problem
+    solution: Solution
+    peak_bytes: int
+    alike: bool
+
+
+def search(step: Step, cluster: Cluster, options: Options) -> Plan:
+    """Finds the plan.
+
+    Raises:
+      InfeasibleError: no plan fits the memory budget, or a baseline cannot be formed.
+      PinError, ClusterError, OptionError: the request is inconsistent.
+    """
+    began = time.perf_counter()
+    options.progress("building the flow graph")
+    graph = build_graph(step)
+    rules = find_rules(graph)
+    memory = MemoryModel(step, graph, roles(step, graph))
+    budget = options.memory_bytes or int(cluster.chip.hbm_bytes * USABLE)
+    meshes = _meshes(cluster, options)
+    best: Candidate | None = None
+    failures: list[InfeasibleError] = []
+    for mesh in meshes:
+        options.progress(f"searching {mesh}")
+        try:
+            found = _solve_mesh(step, graph, rules, memory, cluster, mesh, budget, options)
+        except InfeasibleError as error:
+            failures.append(error)
+            continue
+        if best is None or found.solution.cost < best.solution.cost:
+            best = found
+    if best is None:
+        raise _nearest(failures)
+    return _plan(step, cluster, best, memory, options, time.perf_counter() - began)
+
+
+def _plan(
+    step: Step,
+    cluster: Cluster,
+    best: Candidate,
+    memory: MemoryModel,
+    options: Options,
+    seconds: float,
+) -> Plan:
+    problem, found = best.problem, best.solution
+    assert found.choice is not None
+    states = problem.states(found.choice)
+    resharder = Resharder(problem.mesh, cluster.axis_links(problem.mesh))
+    moved = record.collectives(step, problem, states, resharder)
+    parts = memory.on(problem).breakdown(states)
+    predicted = record.prediction(problem, found.choice, best.peak_bytes, parts, moved)
+    name = "toulbar2" if default_solver() is toulbar2 else "highs"
+    solver = record.solver_report(
+        problem, name, found.status, found.cost, found.bound, seconds, best.alike
+    )
+    text = options.as_text()
+    return record.assembled(
+        step, cluster, problem, states, memory.roles, predicted, solver, text
+    )
+
+
+def _nearest(failures: list[InfeasibleError]) -> InfeasibleError:
+    known = [f for f in failures if f.least_bytes is not None]
+    return min(known, key=lambda f: f.least_bytes or 0) if known else failures[0]
+
+
+def _meshes(cluster: Cluster, options: Options) -> tuple[MeshSpec, ...]:
+    """The meshes to try: the one asked for, or those that suit the cluster and the request."""
+    if options.mesh is not None:
+        if options.mesh.device_count != cluster.device_count:
+            raise ClusterError(
+                f"mesh {options.mesh} has {options.mesh.device_count} devices, the cluster "
+                f"{cluster.name} has {cluster.device_count}"
+            )
+        return (options.mesh,)
+    offered = cluster.default_meshes()
+    flat = tuple(mesh for mesh in offered if len(mesh.axes) == 1)
+    if options.search in ("replicated", "data", "fsdp"):
+        offered = flat or offered[:1]
+    elif options.search == "megatron":
+        offered = (MeshSpec.of({"model": cluster.device_count}),)
+    elif options.search == "fsdp+megatron":
+        offered = tuple(mesh for mesh in offered if len(mesh.axes) == 2) or offered
+    wanted = pins_.axis_names(options.pins)
+    kept = tuple(mesh for mesh in offered if wanted <= set(mesh.names))
+    if not kept:
+        raise PinError(
+            f"the pins speak of mesh axes {sorted(wanted)}, which no mesh tried has; "
+            "name the mesh yourself: mesh={'data': ..., 'model': ...}"
+        )
+    return kept
+
+
+def _solve_mesh(
+    step: Step,
+    graph: Graph,
+    rules: tuple[FactorRule | None, ...],
+    memory: MemoryModel,
+    cluster: Cluster,
+    mesh: MeshSpec,
+    budget: int,
+    options: Options,
+) -> Candidate:
+    restriction = _restriction(step, graph, mesh, options)
+    alike = len(graph.nodes) > ALIKE_ABOVE and options.search not in ("exhaustive", "random")
+    resharder = Resharder(mesh, cluster.axis_links(mesh))
+    problem = assemble(
+        graph, rules, memory.fusion, cluster, mesh, restriction, resharder, alike
+    )
+    return _fit(problem, memory, budget, options, alike)
+
+
+def _restriction(step: Step, graph: Graph, mesh: MeshSpec, options: Options) -> Restriction:
+    pinned = {i: (layout,) for i, layout in pins_.resolve(options.pins, step, mesh).items()}
+    if options.search not in BASELINES:
+        return Restriction(pinned)
+    base = baseline(options.search, step, graph, mesh)
+    return dataclasses.replace(base, resting={**base.resting, **pinned})
+
+
+def _fit(
+    problem: Problem, memory: MemoryModel, budget: int, options: Options, alike: bool
+) -> Candidate:
+    """Solves, and adds a limit at the peak instant until the simulated peak fits the budget."""
+    model = memory.on(problem)
+    limits: dict[int, Limit] = {}
+    exact = True
+    for _ in range(MAX_ROUNDS):
+        network = dataclasses.replace(problem.network, limits=tuple(limits.values()))
+        found = _solve(network, options)
+        if found.choice is None:
+            break
+        states = problem.states(found.choice)
+        instant, peak = model.peak(states)
+        if peak <= budget:
+            status = found.status if exact or found.status != "optimal" else "feasible"
+            return Candidate(problem, dataclasses.replace(found, status=status), peak, alike)
+        if options.search in BASELINES:
+            raise _too_big(options.search, problem.mesh, peak, budget)
+        options.progress(f"peak {format_bytes(peak)} over {format_bytes(budget)}: tightening")
+        limit = model.limit(instant, budget)
+        over = model.transient(states, instant)
+        if instant in limits:
+            # The limit already held: what is over are copies made while a value is re-laid.
+            slack = limits[instant].bound - max(peak - budget, over // 4, budget // 200)
+            limit = dataclasses.replace(limit, bound=slack)
+            exact = False
+        limits[instant] = limit
+    raise _too_big(options.search, problem.mesh, model.least_peak(), budget)
+
+
+def _solve(network: Network, options: Options) -> Solution:
+    if options.search == "exhaustive":
+        return exhaustive(network)
+    if options.search == "random":
+        return random_choice(network, options.seed)
+    return solve(network, options.time_limit_s)
+
+
+def _too_big(search: str, mesh: MeshSpec, least: int, budget: int) -> InfeasibleError:
+    return InfeasibleError(
+        f"no plan fits {format_bytes(budget)} a device: the least found on mesh {mesh} with "
+        f"search={search!r} needs {format_bytes(least)}; give more memory, more devices or a "
+        "smaller batch, or use jax.checkpoint in the model to keep fewer activations",
+        least,
+    )

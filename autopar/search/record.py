@@ -1,0 +1,177 @@
+"""From the states the solver chose to the Plan that is handed on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from autopar.core.layout import Layout
+from autopar.core.plan import (
+    CollectiveUse,
+    Plan,
+    Prediction,
+    SolverReport,
+    Strategy,
+    ValuePlan,
+)
+from autopar.cost_model import Cluster, Resharder
+from autopar.passes.trace import Step, source_name
+from autopar.search.assemble import Problem
+from autopar.search.domains import State, shifted
+from autopar.search.graph import Edge, Node
+from autopar.search.network import TICK_S
+
+
+def strategies(problem: Problem, states: Sequence[State]) -> dict[str, Strategy]:
+    """The strategy of every equation, by name."""
+    return {
+        node.name: Strategy(state.operands, state.results)
+        for node, state in zip(problem.graph.nodes, states, strict=True)
+        if node.kind == "op"
+    }
+
+
+def hubs(problem: Problem, states: Sequence[State]) -> dict[str, Layout]:
+    """The materialised layout of every shared value; of an input, where it is not as at rest."""
+    found: dict[str, Layout] = {}
+    for node, state in zip(problem.graph.nodes, states, strict=True):
+        at_rest = node.kind == "input" and state.operands == state.results
+        if node.kind in ("hub", "input") and not at_rest and not node.name.startswith("const"):
+            found[node.name] = state.results[0]
+    return found
+
+
+def inputs(step: Step, states: Sequence[State], roles: Sequence[str]) -> tuple[ValuePlan, ...]:
+    """How every flat argument rests."""
+    return tuple(
+        ValuePlan(path, tuple(aval.shape), str(aval.dtype), states[i].operands[0], roles[i])
+        for i, (path, aval) in enumerate(zip(step.in_paths, step.in_avals, strict=True))
+    )
+
+
+def outputs(step: Step, problem: Problem, states: Sequence[State]) -> tuple[ValuePlan, ...]:
+    """How every flat result lies: as the input it becomes, or as its own node says."""
+    tied = dict(step.ties)
+    own = {node.name: state for node, state in zip(problem.graph.nodes, states, strict=True)}
+    found: list[ValuePlan] = []
+    for position, (path, aval) in enumerate(zip(step.out_paths, step.out_avals, strict=True)):
+        state = states[tied[position]] if position in tied else own[f"out:{position}"]
+        layout = state.operands[0]
+        found.append(ValuePlan(path, tuple(aval.shape), str(aval.dtype), layout, "outputs"))
+    return tuple(found)
+
+
+def collectives(
+    step: Step, problem: Problem, states: Sequence[State], resharder: Resharder
+) -> tuple[CollectiveUse, ...]:
+    """Every collective of one step, those of the same value, kind, axis and size together."""
+    counts: dict[tuple[str, str, int, str], int] = defaultdict(int)
+    seconds: dict[tuple[str, str, int, str], float] = defaultdict(float)
+    moves = [
+        (edge, _left(edge, states), _right(edge, states)) for edge in problem.graph.edges
+    ] + _unrestings(problem, states)
+    for edge, left, right in moves:
+        if left == right:
+            continue
+        path = resharder.path(edge.shape, edge.itemsize, left, right, coalesced=edge.coalesced)
+        for one in path:
+            if one.bytes == 0:
+                continue
+            key = (one.kind, one.axis, one.bytes, _value_name(step, problem.graph.nodes, edge))
+            counts[key] += edge.weight
+            seconds[key] += edge.weight * one.seconds
+    return tuple(
+        CollectiveUse(kind, axis, size, count, seconds[kind, axis, size, value], value)
+        for (kind, axis, size, value), count in sorted(counts.items())
+    )
+
+
+def _unrestings(
+    problem: Problem, states: Sequence[State]
+) -> list[tuple[Edge, Layout, Layout]]:
+    """Inputs that are gathered once for several uses, as if by an edge."""
+    found: list[tuple[Edge, Layout, Layout]] = []
+    for node, state in zip(problem.graph.nodes, states, strict=True):
+        if node.kind == "input" and node.var is not None and state.operands != state.results:
+            size = node.var.aval.dtype.itemsize
+            edge = Edge(node.index, 0, node.index, 0, node.shape, size, 1, coalesced=True)
+            found.append((edge, state.operands[0], state.results[0]))
+    return found
+
+
+def _left(edge: Edge, states: Sequence[State]) -> Layout:
+    return shifted(states[edge.src].results[edge.port], edge.src_shift)
+
+
+def _right(edge: Edge, states: Sequence[State]) -> Layout:
+    return shifted(states[edge.dst].operands[edge.slot], edge.dst_shift)
+
+
+def _value_name(step: Step, nodes: Sequence[Node], edge: Edge) -> str:
+    node = nodes[edge.src]
+    if node.name.startswith("in:"):
+        return step.in_paths[node.index]
+    if nodes[edge.dst].kind == "input":
+        return step.in_paths[edge.dst]
+    if node.eqn is not None:
+        return source_name(node.eqn)
+    eqn = nodes[edge.dst].eqn
+    return node.name if eqn is None else f"operand of {source_name(eqn)}"
+
+
+def prediction(
+    problem: Problem,
+    choice: Sequence[int],
+    peak_bytes: int,
+    memory: Mapping[str, int],
+    moved: tuple[CollectiveUse, ...],
+) -> Prediction:
+    """Sums the plan up. Compute is what is left of the objective when communication is taken."""
+    comm = sum(one.seconds for one in moved)
+    total = problem.network.cost(choice) * TICK_S
+    compute = max(0.0, total - comm)
+    return Prediction(compute + comm, compute, comm, peak_bytes, 0, dict(memory), moved)
+
+
+def solver_report(
+    problem: Problem, name: str, status: str, cost: int, bound: int, seconds: float, alike: bool
+) -> SolverReport:
+    return SolverReport(
+        name=name,
+        status=status,
+        objective_s=cost * TICK_S,
+        bound_s=bound * TICK_S,
+        seconds=seconds,
+        variables=len(problem.network.unary),
+        nodes=len(problem.graph.nodes),
+        layers_alike=alike,
+    )
+
+
+def assembled(
+    step: Step,
+    cluster: Cluster,
+    problem: Problem,
+    states: Sequence[State],
+    roles: Sequence[str],
+    predicted: Prediction,
+    solver: SolverReport,
+    options: Mapping[str, str],
+) -> Plan:
+    """The plan itself."""
+    return Plan(
+        step=step.fingerprint,
+        cluster=cluster.to_dict(),
+        cluster_fingerprint=cluster.fingerprint,
+        mesh=problem.mesh,
+        inputs=inputs(step, states, roles),
+        outputs=outputs(step, problem, states),
+        strategies=strategies(problem, states),
+        hubs=hubs(problem, states),
+        predicted=predicted,
+        solver=solver,
+        fallbacks=problem.fallbacks,
+        options=options,
+        in_tree=step.in_tree,
+        out_tree=step.out_tree,
+    )

@@ -1,0 +1,192 @@
+r"""Exact reductions of a network, each returning what is needed to undo it.
+
+* *Dead-end elimination* (Goldstein, 1994): value $a$ of $x_i$ goes if some $b$ is never worse,
+  $c_i(b) - c_i(a) + \sum_j \max_{x_j} [c_{ij}(b, x_j) - c_{ij}(a, x_j)] \le 0$, and is no heavier in
+  any limit.
+* *Variable elimination*: a variable in no limit with at most two neighbours is replaced by the
+  cost $\min_{x_i}[\ldots]$ over its neighbours (bucket elimination, Dechter 1999).
+
+Neither loses the optimum. What is left is what a solver has to search.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autopar.search.network import FORBIDDEN, IntArray, Limit, Network
+
+MAX_TABLE = 4_000_000
+"""Entries above which a reduction's scratch table is not worth building."""
+
+
+@dataclass(frozen=True, slots=True)
+class Eliminated:
+    """``values[best[x_a, x_b, ...]]`` is what ``index`` takes; ``x_a`` counts in ``scope[a]``."""
+
+    index: int
+    values: IntArray
+    scope: tuple[tuple[int, IntArray], ...]
+    best: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Turns an assignment of the shrunk network into one of the original."""
+
+    kept: tuple[tuple[int, IntArray], ...]
+    eliminated: tuple[Eliminated, ...]
+
+    def __call__(self, choice: tuple[int, ...]) -> tuple[int, ...]:
+        chosen = {i: int(values[c]) for (i, values), c in zip(self.kept, choice, strict=True)}
+        for record in reversed(self.eliminated):
+            where = tuple(int(np.searchsorted(values, chosen[n])) for n, values in record.scope)
+            chosen[record.index] = int(record.values[record.best[where]])
+        return tuple(chosen[i] for i in range(len(chosen)))
+
+
+@dataclass(slots=True)
+class _Work:
+    """The network while it shrinks. Values keep their original numbers in ``values``."""
+
+    unary: dict[int, IntArray]
+    tables: dict[int, dict[int, IntArray]]
+    weights: dict[int, list[IntArray]]
+    values: dict[int, IntArray]
+    offset: int
+    eliminated: list[Eliminated] = field(default_factory=list)
+
+    def keep(self, i: int, mask: np.ndarray) -> None:
+        self.unary[i] = self.unary[i][mask]
+        self.values[i] = self.values[i][mask]
+        self.weights[i] = [w[mask] for w in self.weights[i]]
+        for j, table in self.tables[i].items():
+            self.tables[i][j] = table[mask]
+            self.tables[j][i] = self.tables[i][j].T
+
+    def connect(self, i: int, j: int, table: IntArray) -> None:
+        old = self.tables[i].get(j)
+        merged = table if old is None else np.minimum(old + table, FORBIDDEN)
+        self.tables[i][j] = merged
+        self.tables[j][i] = merged.T
+
+    def drop(self, i: int) -> None:
+        for j in self.tables.pop(i):
+            del self.tables[j][i]
+        del self.unary[i], self.weights[i]
+
+
+def shrink(network: Network) -> tuple[Network, Undo]:
+    """Applies every reduction until none changes anything."""
+    work = _start(network)
+    dirty = set(work.unary)
+    while dirty:
+        touched: set[int] = set()
+        for i in sorted(dirty):
+            if i in work.unary and _drop_dead_ends(work, i):
+                touched.add(i)
+                touched.update(work.tables[i])
+        for i in sorted(work.unary, key=lambda i: (len(work.tables[i]), i)):
+            neighbours = _eliminate(work, i)
+            touched.update(neighbours)
+        dirty = {i for i in touched if i in work.unary}
+    return _finish(network, work)
+
+
+def _start(network: Network) -> _Work:
+    count = len(network.unary)
+    tables: dict[int, dict[int, IntArray]] = {i: {} for i in range(count)}
+    for (i, j), table in network.pairs.items():
+        tables[i][j], tables[j][i] = table, table.T
+    weights = {
+        i: [
+            limit.weights.get(i, np.zeros(len(network.unary[i]), np.int64))
+            for limit in network.limits
+        ]
+        for i in range(count)
+    }
+    values = {i: np.arange(len(costs)) for i, costs in enumerate(network.unary)}
+    return _Work(dict(enumerate(network.unary)), tables, weights, values, network.offset)
+
+
+def _drop_dead_ends(work: _Work, i: int) -> bool:
+    """Removes dominated values of ``i``. Among equals the first survives. True if any went."""
+    costs = work.unary[i]
+    if (costs < FORBIDDEN // 2).any() and (costs >= FORBIDDEN // 2).any():
+        work.keep(i, costs < FORBIDDEN // 2)
+        costs = work.unary[i]
+    size = len(costs)
+    if size == 1 or any(size * table.size > MAX_TABLE for table in work.tables[i].values()):
+        return False
+    excess = costs[None, :] - costs[:, None]  # [a, b]: how much worse b is than a, at most
+    for table in work.tables[i].values():
+        excess = excess + (table[None, :, :] - table[:, None, :]).max(axis=2)
+    dominated = excess <= 0
+    for weight in work.weights[i]:
+        dominated &= weight[None, :] <= weight[:, None]
+    earlier = np.tril(np.ones((size, size), bool), -1)  # b before a
+    mutual = dominated & dominated.T
+    dominated &= ~mutual | earlier
+    mask = ~(dominated & ~np.eye(size, dtype=bool)).any(axis=1)
+    if mask.all():
+        return False
+    work.keep(i, mask)
+    return True
+
+
+def _eliminate(work: _Work, i: int) -> tuple[int, ...]:
+    """Removes ``i`` if it is settled, alone, a leaf, or in a chain. Returns who that touched."""
+    neighbours = tuple(sorted(work.tables[i]))
+    shape = tuple(len(work.unary[n]) for n in neighbours)
+    size = len(work.unary[i])
+    if any(w.any() for w in work.weights[i]) or (size > 1 and len(neighbours) > 2):
+        return ()
+    if size * math.prod(shape) > MAX_TABLE and size > 1:
+        return ()
+    tables = [work.tables[i][n] for n in neighbours]
+    scope = tuple((n, work.values[n]) for n in neighbours)
+    if size == 1:
+        work.eliminated.append(Eliminated(i, work.values[i], (), np.zeros((), np.int64)))
+        pieces = [table[0] for table in tables]
+        work.offset += int(work.unary[i][0])
+        work.drop(i)
+        for n, piece in zip(neighbours, pieces, strict=True):
+            work.unary[n] = np.minimum(work.unary[n] + piece, FORBIDDEN)
+        return neighbours
+    total = work.unary[i].reshape((size,) + (1,) * len(shape))
+    for axis, table in enumerate(tables):
+        spread = [1] * len(shape)
+        spread[axis] = shape[axis]
+        total = total + table.reshape((size, *spread))
+    best = np.asarray(total.argmin(axis=0))
+    least = np.minimum(total.min(axis=0), FORBIDDEN)
+    work.eliminated.append(Eliminated(i, work.values[i], scope, best))
+    work.drop(i)
+    if len(neighbours) == 2:
+        work.connect(*neighbours, least)
+    elif neighbours:
+        n = neighbours[0]
+        work.unary[n] = np.minimum(work.unary[n] + least, FORBIDDEN)
+    else:
+        work.offset += int(least)
+    return neighbours
+
+
+def _finish(network: Network, work: _Work) -> tuple[Network, Undo]:
+    kept = tuple(sorted(work.unary))
+    number = {i: k for k, i in enumerate(kept)}
+    pairs: dict[tuple[int, int], IntArray] = {}
+    for i in kept:
+        for j, table in work.tables[i].items():
+            if i < j:
+                pairs[number[i], number[j]] = table
+    limits = tuple(
+        Limit(
+            {number[i]: work.weights[i][k] for i in kept if work.weights[i][k].any()}, limit.bound
+        )
+        for k, limit in enumerate(network.limits)
+    )
+    smaller = Network(tuple(work.unary[i] for i in kept), pairs, limits, work.offset)
+    return smaller, Undo(tuple((i, work.values[i]) for i in kept), tuple(work.eliminated))

@@ -1,0 +1,202 @@
+"""Which values lie in device memory when: a static liveness analysis of one step.
+
+An *instant* is the running of one kernel, in the order of ``schedule``; a loop or branch has an instant
+where it starts, those of its body (once, however often it runs), and one where it ends. Rules, after
+what XLA:TPU does (measured for the design):
+
+* Only values that ``fusion`` says are written count; views are their root.
+* Arguments are there all the time. A result that replaces a donated input is free, if the input is
+  dead when it is written; other results stay to the end.
+* A value lives from its kernel to its last reader, that instant included: a dying operand and the
+  result made from it coexist.
+* A ``scan``'s stacked results and carries are allocated when it starts; its body writes them in place.
+  A carry's new value coexists with the old one. An initial carry that dies in the loop becomes it.
+* A narrowing cast of a whole scanned input is hoisted out of the loop: the cast stack is there while
+  the loop runs (``scale`` is then the trip count).
+* Bodies that run once and always (``remat``) are inlined.
+
+``Timeline.profile`` adds up any assignment of bytes to variables, in linear time, with numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
+from numpy.typing import NDArray
+
+from autopar.cost_model.fusion import FusionBorders, fusion_borders
+from autopar.cost_model.liveness import Span, Walk
+from autopar.cost_model.work import aval_bytes
+
+CATEGORIES = (
+    *("parameters", "optimizer state", "gradients", "activations", "batch", "outputs", "other"),
+)
+"""What memory is spent on. ``other``: temporaries, and inputs that are none of these."""
+
+SHORT_KERNELS = 6
+"""A value that lives no longer may stay in on-chip memory (measured, v5e)."""
+
+Bytes = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """One value in memory from instant ``start`` to ``end``, both included.
+
+    ``scale`` times the bytes of ``var`` are held: a trip count for a stack that has no variable of its
+    own, one half for an f32 value stored as bf16.
+    """
+
+    var: Var
+    start: int
+    end: int
+    category: str
+    scale: float = 1.0
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it may stay in on-chip memory."""
+        return self.end - self.start < SHORT_KERNELS
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """All buffers of a step, and the equation that runs at each instant.
+
+    Attributes:
+      instants: how many there are.
+      kernels: for each instant, the equation that runs (a loop's, where it starts and ends).
+      instant_of: first result of an equation to the instant it runs at; of one fused into others, the
+        first of theirs.
+      uses: every buffer's variable to its first and last reader's instant.
+      roots: views, region inputs and results, and the variable whose buffer they are in.
+    """
+
+    buffers: tuple[Buffer, ...]
+    kernels: tuple[JaxprEqn, ...]
+    instant_of: Mapping[Var, int]
+    uses: Mapping[Var, tuple[int, int]]
+    roots: Mapping[Var, Var]
+
+    @property
+    def instants(self) -> int:
+        return len(self.kernels)
+
+    def root(self, var: Var) -> Var:
+        """The variable whose buffer holds ``var``."""
+        return self.roots.get(var, var)
+
+    def sizes(self, bytes_of: Mapping[Var, int]) -> Bytes:
+        """Bytes of each buffer."""
+        return np.array([buffer.scale * bytes_of[buffer.var] for buffer in self.buffers])
+
+    def profile(
+        self,
+        bytes_of: Mapping[Var, int],
+        extra: Iterable[tuple[int, int, float]] = (),
+        vmem_bytes: float = 0,
+    ) -> Bytes:
+        """Live bytes at every instant.
+
+        Args:
+          bytes_of: per-device bytes of the variable of every buffer.
+          extra: further ``(start, end, bytes)``: copies in another layout, receive buffers.
+          vmem_bytes: on-chip memory that holds short-lived values together.
+        """
+        sizes = self.sizes(bytes_of)
+        live = self._sum(~self._short, sizes)
+        live += np.maximum(0.0, self._sum(self._short, sizes) - vmem_bytes)
+        for start, end, size in extra:
+            live[start : end + 1] += size
+        return live
+
+    def peak(
+        self,
+        bytes_of: Mapping[Var, int],
+        extra: Iterable[tuple[int, int, float]] = (),
+        vmem_bytes: float = 0,
+    ) -> tuple[int, int]:
+        """``(instant, bytes)`` of the first moment at which the most bytes are live."""
+        live = self.profile(bytes_of, extra, vmem_bytes)
+        instant = int(np.argmax(live))
+        return instant, int(live[instant])
+
+    def live_at(self, instant: int) -> tuple[Buffer, ...]:
+        """The buffers live at an instant."""
+        return tuple(
+            self.buffers[i] for i in np.flatnonzero((self._starts <= instant) & (self._ends >= instant))
+        )
+
+    def breakdown(self, bytes_of: Mapping[Var, int], instant: int) -> dict[str, int]:
+        """Bytes by category at an instant; every category is there."""
+        total = dict.fromkeys(CATEGORIES, 0.0)
+        for buffer in self.live_at(instant):
+            total[buffer.category] += buffer.scale * bytes_of[buffer.var]
+        return {category: int(size) for category, size in total.items()}
+
+    def global_bytes(self) -> dict[Var, int]:
+        """Bytes of every buffer's variable on a single device."""
+        return {buffer.var: aval_bytes(buffer.var.aval) for buffer in self.buffers}
+
+    @cached_property
+    def _starts(self) -> NDArray[np.intp]:
+        return np.array([buffer.start for buffer in self.buffers], dtype=np.intp)
+
+    @cached_property
+    def _ends(self) -> NDArray[np.intp]:
+        return np.array([buffer.end for buffer in self.buffers], dtype=np.intp)
+
+    @cached_property
+    def _short(self) -> NDArray[np.bool_]:
+        return np.array([buffer.is_short for buffer in self.buffers], dtype=np.bool_)
+
+    def _sum(self, chosen: NDArray[np.bool_], sizes: Bytes) -> Bytes:
+        change = np.zeros(self.instants + 1)
+        np.add.at(change, self._starts[chosen], sizes[chosen])
+        np.subtract.at(change, self._ends[chosen] + 1, sizes[chosen])
+        return np.cumsum(change[:-1])
+
+
+def liveness(
+    jaxpr: Jaxpr | ClosedJaxpr,
+    in_categories: Sequence[str],
+    donated: Sequence[bool],
+    ties: Sequence[tuple[int, int]],
+    *,
+    borders: FusionBorders | None = None,
+    bf16_dots: bool = False,
+) -> Timeline:
+    """The timeline of a step.
+
+    Args:
+      jaxpr: the simplified step.
+      in_categories: the category of every input.
+      donated: whether each input may be overwritten.
+      ties: ``(output, input)`` positions: outputs that are the next step's inputs.
+      borders: ``fusion_borders(jaxpr)``, if it is at hand.
+      bf16_dots: whether f32 values that only matmuls use are stored as bf16 (XLA:TPU).
+    """
+    top = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    borders = borders or fusion_borders(top)
+    in_place: dict[Var, Var] = {}
+    for position, source in ties:
+        out = top.outvars[position]
+        if donated[source] and isinstance(out, Var):
+            in_place.setdefault(borders.root(out), top.invars[source])
+    walk = Walk(borders, in_place)
+    walk.top(top)
+    inputs = dict(zip(top.invars, in_categories, strict=True))
+    buffers = [
+        _buffer(span, walk, inputs, in_place, bf16_dots) for span in walk.spans() if span.counts
+    ]
+    return Timeline(
+        tuple(buffers),
+        tuple(walk.kernels),
+        walk.instant_of,
+        {span.var: (span.first_use, span.end) for span in walk.spans()},
+        walk.all_roots(),
+    )

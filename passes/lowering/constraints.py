@@ -1,0 +1,150 @@
+"""``backend="jit"``: the same program with sharding constraints where the plan needs them.
+
+Before: the simplified jaxpr and a plan made for it. After: a function of the flat inputs that
+computes the same values, whose constraints leave the compiler's partitioner no other choice where
+choices matter. A constraint stands
+
+* where the plan changes a layout: at the operand that wants another than its value has;
+* at a value that several use, or that crosses the border of a loop (a hub);
+* at the result of heavy work, so that the partitioner does not move the split elsewhere.
+
+Blanket constraints on every value made the compiler add permutes; none at all let it invent layouts.
+A partial sum cannot be written as a ``PartitionSpec``: the constraint stands where it is reduced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.extend import source_info_util
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.sharding import Mesh, NamedSharding
+
+from autopar.core.layout import Layout, Split, is_partial, to_spec
+from autopar.core.plan import Plan
+from autopar.passes.rules import Region, rebuild, regions
+from autopar.passes.trace import Step
+
+ANCHORS = frozenset(("dot_general", "ragged_dot", "conv_general_dilated", "gather", "scatter-add"))
+"""Primitives whose results are constrained: where work is divided."""
+
+
+def lower(step: Step, plan: Plan, mesh: Mesh) -> Callable[..., list[Any]]:
+    """The function of flat inputs, giving flat results, that carries out ``plan`` on ``mesh``."""
+    jaxpr, consts = step.jaxpr.jaxpr, step.jaxpr.consts
+    layouts = {var: value.layout for var, value in zip(jaxpr.invars, plan.inputs, strict=True)}
+
+    def run(*flat: Any) -> list[Any]:
+        return _Interpreter(plan, mesh, dict(layouts)).run(jaxpr, [*consts, *flat], "")
+
+    return run
+
+
+@dataclass(slots=True)
+class _Interpreter:
+    """Evaluates jaxprs while tracing; ``layouts`` is how every value seen so far lies."""
+
+    plan: Plan
+    mesh: Mesh
+    layouts: dict[Var, Layout]
+
+    def run(self, jaxpr: Jaxpr, args: Sequence[Any], prefix: str) -> list[Any]:
+        env: dict[Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), args, strict=True))
+        for position, eqn in enumerate(jaxpr.eqns):
+            name = f"{prefix}{position}"
+            operands = [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars]
+            stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
+            context = source_info_util.user_context(eqn.source_info.traceback, name_stack=stack)
+            with context, eqn.ctx.manager:
+                nested = regions(eqn)
+                if nested is None:
+                    results = self._equation(name, eqn, operands)
+                else:
+                    results = self._nest(name, eqn, nested, operands)
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [a.val if isinstance(a, Literal) else env[a] for a in jaxpr.outvars]
+
+    def _equation(self, name: str, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        strategy = self.plan.strategies[name]
+        ready = [
+            self._operand(atom, value, layout)
+            for atom, value, layout in zip(eqn.invars, operands, strategy.operands, strict=True)
+        ]
+        results = _bind(eqn, ready, eqn.params)
+        anchor = eqn.primitive.name in ANCHORS
+        for port, (var, layout) in enumerate(zip(eqn.outvars, strategy.results, strict=True)):
+            hub = self.plan.hubs.get(f"{name}.{port}")
+            self.layouts[var] = hub or layout
+            if hub is not None or anchor:
+                results[port] = self._constrain(results[port], self.layouts[var])
+        return results
+
+    def _operand(self, atom: Any, value: Any, wanted: Layout) -> Any:
+        if isinstance(atom, Literal) or self.layouts.get(atom, wanted) == wanted:
+            return value
+        return self._constrain(value, wanted)
+
+    def _constrain(self, value: Any, layout: Layout) -> Any:
+        """Fixes the layout of ``value``, unless it is partial or there is nothing to split."""
+        if not value.shape or is_partial(layout):
+            return value
+        spec = to_spec(layout, self.plan.mesh, value.ndim)
+        return jax.lax.with_sharding_constraint(value, NamedSharding(self.mesh, spec))
+
+    def _nest(
+        self, name: str, eqn: JaxprEqn, nested: Sequence[Region], operands: list[Any]
+    ) -> list[Any]:
+        """Traces each region again with its own constraints and puts it back into its equation."""
+        bodies = [self._body(name, region) for region in nested]
+        results = _bind(eqn, operands, rebuild(eqn, bodies))
+        for port, var in enumerate(eqn.outvars):
+            layout = self._result_layout(name, port, var, nested)
+            if layout is not None:
+                self.layouts[var] = layout
+                results[port] = self._constrain(results[port], layout)
+        return results
+
+    def _body(self, name: str, region: Region) -> ClosedJaxpr:
+        for slot, link in enumerate(region.inputs):
+            if isinstance(link.inner, Var):
+                self.layouts[link.inner] = self.plan.hubs[f"{name}/{region.name}.in{slot}"]
+
+        def run(*args: Any) -> list[Any]:
+            placed = [
+                self._constrain(value, self.layouts[var]) if var in self.layouts else value
+                for var, value in zip(region.body.invars, args, strict=True)
+            ]
+            results = self.run(region.body, placed, f"{name}/{region.name}/")
+            for slot, (into, _) in enumerate(region.carries):
+                results[slot] = self._constrain(results[slot], self.layouts[into])
+            return results
+
+        avals = [_struct(v.aval) for v in region.body.invars]
+        return jax.make_jaxpr(run)(*avals)
+
+    def _result_layout(
+        self, name: str, port: int, var: Var, nested: Sequence[Region]
+    ) -> Layout | None:
+        for region in nested:
+            for slot, link in enumerate(region.outputs):
+                if link.outer is not var:
+                    continue
+                if slot < len(region.carries):
+                    return self.layouts[region.carries[slot][0]]
+                hub = self.plan.hubs[f"{name}.out{slot}"]
+                by = int(link.stacked)
+                return tuple(Split(p.dim + by) if isinstance(p, Split) else p for p in hub)
+        return None
+
+
+def _bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    found = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
+    return list(found) if eqn.primitive.multiple_results else [found]
+
+
+def _struct(aval: Any) -> jax.ShapeDtypeStruct:
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)

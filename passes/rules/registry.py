@@ -1,0 +1,31 @@
+"""The one table from primitive name to sharding rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jax.extend.core import JaxprEqn
+
+from autopar.core.errors import RuleError
+from autopar.passes.rules.factors import FactorRule
+
+RuleFn = Callable[[JaxprEqn], FactorRule]
+
+RULES: dict[str, RuleFn] = {}
+"""Primitive name to rule. Filled by the modules of this package when it is imported."""
+
+
+def rule(*primitives: str) -> Callable[[RuleFn], RuleFn]:
+    """Registers a rule for the named primitives. ``RuleError`` if one already has a rule."""
+
+    def register(function: RuleFn) -> RuleFn:
+        for name in primitives:
+            if name in RULES:
+                raise RuleError(
+                    f"primitive {name!r} already has a rule ({RULES[name].__name__}); "
+                    "a primitive has exactly one"
+                )
+            RULES[name] = function
+        return function
+
+    return register

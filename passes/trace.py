@@ -1,0 +1,257 @@
+"""Trace: a training step and the shapes of its arguments become one flat jaxpr with names.
+
+Only shapes and dtypes of the arguments matter; no value is read, nothing is computed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.tree_util import PyTreeDef
+
+from autopar.core import compat
+from autopar.core.errors import AutoparError, OptionError, TraceError
+from autopar.passes.fingerprint import aval_text, fingerprint, function_name
+from autopar.passes.simplify import simplify
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "haiku", "equinox")
+"""Packages, besides autopar itself, whose frames are not the user's own code."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A traced training step.
+
+    Attributes:
+      jaxpr: the program, simplified (see ``simplify``).
+      in_paths: the name of each flat input, ``/``-joined, from the argument's own name on:
+        ``"state/params/block_0/mlp/up/kernel"``.
+      out_paths: the name of each flat output, ``"out/0/params/..."``.
+      in_tree: the tree of the tuple of arguments.
+      out_tree: the tree of the result.
+      donated: for each flat input, whether the step may reuse its memory.
+      ties: ``(flat output, flat input)`` pairs: outputs that are the next step's inputs.
+    """
+
+    jaxpr: ClosedJaxpr
+    in_paths: tuple[str, ...]
+    out_paths: tuple[str, ...]
+    in_tree: PyTreeDef  # pyright: ignore[reportInvalidTypeForm]  JAX leaves it untyped
+    out_tree: PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
+    donated: tuple[bool, ...]
+    ties: tuple[tuple[int, int], ...]
+
+    @property
+    def in_avals(self) -> tuple[Any, ...]:
+        return tuple(v.aval for v in self.jaxpr.jaxpr.invars)
+
+    @property
+    def out_avals(self) -> tuple[Any, ...]:
+        return tuple(v.aval for v in self.jaxpr.jaxpr.outvars)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the program, paths and shapes: the same in every process."""
+        ins = (f"{p}:{aval_text(a)}" for p, a in zip(self.in_paths, self.in_avals, strict=True))
+        outs = (f"{p}:{aval_text(a)}" for p, a in zip(self.out_paths, self.out_avals, strict=True))
+        return fingerprint(self.jaxpr, (*ins, *outs, str(self.donated), str(self.ties)))
+
+
+def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (0,)) -> Step:
+    """Traces ``fn`` for arguments of these shapes and simplifies the result.
+
+    Args:
+      fn: a function of arrays, pure and traceable.
+      abstract_args: arrays, numbers or ``jax.ShapeDtypeStruct``s, or pytrees of them.
+      donate: the arguments that the result replaces. Their parts are tied to the outputs of equal
+        structure; if empty, every argument is looked at for ties, and none is donated.
+
+    Raises:
+      TraceError: ``fn`` cannot be traced, or an argument is not made of arrays.
+      OptionError: ``donate`` names an argument that is not there.
+    """
+    _check_call(fn, abstract_args, donate)
+    in_paths = tuple(
+        path
+        for name, arg in zip(_names(fn, len(abstract_args)), abstract_args, strict=True)
+        for path in _paths(name, arg)
+    )
+    leaves, in_tree = jax.tree.flatten(abstract_args)
+    args = in_tree.unflatten(map(_abstract, in_paths, leaves))
+    try:
+        closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+    except AutoparError:
+        raise
+    except Exception as error:
+        raise TraceError(_explain(fn, error)) from error
+    return Step(
+        jaxpr=simplify(closed),
+        in_paths=in_paths,
+        out_paths=tuple(_paths("out", out)),
+        in_tree=in_tree,
+        out_tree=jax.tree.structure(out),
+        donated=tuple(i in donate for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)),
+        ties=_ties(args, out, donate),
+    )
+
+
+def _check_call(fn: Callable[..., Any], args: Sequence[Any], donate: Sequence[int]) -> None:
+    if not callable(fn):
+        raise TraceError(
+            f"expected a function to trace, got {type(fn).__name__}: pass the step itself, not its "
+            "result"
+        )
+    for number in donate:
+        if not 0 <= number < len(args):
+            raise OptionError(
+                f"donate={tuple(donate)} names argument {number}, but {function_name(fn)} was "
+                f"given {len(args)}; argument numbers begin at 0"
+            )
+
+
+def source_line(eqn: JaxprEqn) -> str:
+    """The user's line that made ``eqn``, as ``"file.py:123"``; empty if unknown."""
+    frames = list(compat.frames(eqn))
+    own = next((f for f in frames if not _is_library(f[0])), None) or (frames[:1] or [None])[0]
+    return f"{os.path.basename(own[0])}:{own[1]}" if own else ""
+
+
+def source_name(eqn: JaxprEqn) -> str:
+    """A readable name for the results of ``eqn``: the modules it stands in, and its primitive.
+
+    Values of the backward pass end in ``(grad)``. Inside a loop the name is relative to the loop.
+    """
+    names: list[str] = []
+    stack = str(eqn.source_info.name_stack)
+    for part in re.split(r"[/()]", stack):
+        if part and part not in _TRANSFORMS and part != (names[-1] if names else None):
+            names.append(part)
+    suffix = " (grad)" if "transpose(" in stack else ""
+    return "/".join((*names, eqn.primitive.name)) + suffix
+
+
+_TRANSFORMS = frozenset(
+    ("jvp", "transpose", "vmap", "jit", "pjit", "remat", "checkpoint", "rematted_computation")
+)
+
+
+def _names(fn: Callable[..., Any], count: int) -> list[str]:
+    """The parameter name of each positional argument."""
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    names: list[str] = []
+    for index in range(count):
+        parameter = parameters[min(index, len(parameters) - 1)] if parameters else None
+        if parameter is not None and parameter.kind is parameter.VAR_POSITIONAL:
+            names.append(f"{parameter.name}/{index - len(parameters) + 1}")
+        elif parameter is not None and index < len(parameters):
+            names.append(parameter.name)
+        else:
+            names.append(f"arg{index}")
+    return names
+
+
+def _paths(root: str, tree: Any) -> list[str]:
+    return [
+        "/".join(filter(None, (root, jax.tree_util.keystr(path, simple=True, separator="/"))))
+        for path, _ in jax.tree.leaves_with_path(tree)
+    ]
+
+
+def _abstract(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape of a leaf: all that tracing may depend on."""
+    shape, dtype = getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
+    if shape is not None and dtype is not None:
+        weak = bool(getattr(leaf, "weak_type", False))
+        return jax.ShapeDtypeStruct(tuple(shape), dtype, weak_type=weak)
+    if isinstance(leaf, (bool, int, float, complex)):
+        return jax.ShapeDtypeStruct((), jax.dtypes.result_type(leaf), weak_type=True)
+    raise TraceError(
+        f"argument {path} is a {type(leaf).__name__}, not an array: pass arrays, numbers or "
+        "jax.ShapeDtypeStruct, and bind everything else beforehand with functools.partial"
+    )
+
+
+def _ties(args: Sequence[Any], out: Any, donate: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Ties each argument, leaf by leaf, to the first output subtree that is like it."""
+    starts = np.cumsum([0, *(len(jax.tree.leaves(arg)) for arg in args)]).tolist()
+    children = jax.tree.leaves(out, is_leaf=lambda node: node is not out)
+    subtrees = [(0, out)] if len(children) != 1 or children[0] is not out else []
+    offset = 0
+    for child in children:
+        subtrees.append((offset, child))
+        offset += len(jax.tree.leaves(child))
+    ties: list[tuple[int, int]] = []
+    taken: set[int] = set()
+    for index in donate or range(len(args)):
+        for start, subtree in subtrees:
+            count = len(jax.tree.leaves(subtree))
+            span = range(start, start + count)
+            if count and taken.isdisjoint(span) and _alike(args[index], subtree):
+                taken.update(span)
+                ties.extend((start + k, starts[index] + k) for k in range(count))
+                break
+    return tuple(sorted(ties))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two trees have the same structure, shapes and dtypes."""
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        x.shape == y.shape and x.dtype == y.dtype
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def _is_library(filename: str) -> bool:
+    """Whether a frame stands in a library; the models that come with autopar count as user code."""
+    own = os.path.dirname(os.path.dirname(__file__))
+    if filename.startswith(own + os.sep):
+        return not filename.startswith(os.path.join(own, "models", ""))
+    return compat.is_library_file(filename) or any(
+        f"site-packages/{name}/" in filename.replace(os.sep, "/") for name in _LIBRARIES
+    )
+
+
+def _explain(fn: Callable[..., Any], error: Exception) -> str:
+    """What went wrong in ``fn``, where, and what to do."""
+    what = str(error).strip().split("\n\n")[0].split("\nThe error occurred")[0]
+    if isinstance(error, jax.errors.TracerBoolConversionError):
+        advice = (
+            "Python decides here on a value that exists only when the step runs: use jnp.where to "
+            "choose between values, jax.lax.cond between computations, jax.lax.while_loop to loop"
+        )
+    elif isinstance(error, jax.errors.JAXTypeError):
+        advice = (
+            "Python needs here a value that exists only when the step runs: stay with jax.numpy, "
+            "and take what shapes the program (sizes, flags, names) from outside the arguments"
+        )
+    elif isinstance(error, TypeError):
+        advice = "check the arguments' number, structure, shapes and dtypes against the function's"
+    else:
+        advice = "the step must run under jax.jit with arguments of these shapes"
+    place = _place(error)
+    where = f"{place}, in " if place else ""
+    return f"{where}{function_name(fn)}: {type(error).__name__}: {what}\n{advice}"
+
+
+def _place(error: Exception) -> str:
+    """``file:line`` of the deepest frame that is the user's own."""
+    place = ""
+    tb = error.__traceback__
+    while tb is not None:
+        filename = tb.tb_frame.f_code.co_filename
+        if not _is_library(filename):
+            place = f"{filename}:{tb.tb_lineno}"
+        tb = tb.tb_next
+    return place
