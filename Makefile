@@ -20,8 +20,8 @@ test-slow: $(READY) ## The slow tests
 	$(BIN)/pytest -q -n 2 -m slow
 
 lint: $(READY) ## Formatting, lint, types and the layers between modules
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --output-format concise .
+	$(BIN)/ruff check --output-format concise .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 

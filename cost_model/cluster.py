@@ -59,7 +59,7 @@ class Cluster:
     @classmethod
     def from_toml(cls, path: str | PathLike[str]) -> Cluster:
         """Reads a cluster from a TOML file (its format: ``cluster_file``)."""
-        from autopar.cost_model.cluster_file import read_cluster  # noqa: PLC0415 (it needs Cluster)
+        from autopar.cost_model.cluster_file import read_cluster
 
         return read_cluster(path)
 
@@ -109,7 +109,7 @@ class Cluster:
         return axis_links(self.levels, mesh)
 
     def default_meshes(self, max_axes: int = 2) -> tuple[MeshSpec, ...]:
-        """Meshes worth trying: every factorisation into 1 to ``max_axes`` axes, fewest axes first."""
+        """Every factorisation of the device count into up to ``max_axes`` axes, fewest first."""
         count = self.device_count
         shapes = [sizes for axes in range(1, max_axes + 1) for sizes in factorizations(count, axes)]
         return tuple(MeshSpec.of(sizes) for sizes in shapes or [(1,)])
@@ -158,7 +158,7 @@ def check_shape(shape: Sequence[int] | int) -> tuple[int, ...]:
     """``shape`` as a tuple of positive integers; ``ClusterError`` otherwise."""
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if _is_not_count(size):
             raise ClusterError(
                 f"shape: {shape!r} holds {size!r}; every dimension needs at least one device"
             )
@@ -167,7 +167,11 @@ def check_shape(shape: Sequence[int] | int) -> tuple[int, ...]:
     return sizes
 
 
-def _detected_shape(devices: Sequence[jax.Device]) -> tuple[int, ...]:
+def _is_not_count(size: object) -> bool:
+    return isinstance(size, bool) or not isinstance(size, int) or size < 1
+
+
+def _detected_shape(devices: Sequence[Any]) -> tuple[int, ...]:
     """The slice shape from TPU coordinates, the device count of anything else."""
     coords = [tuple(getattr(device, "coords", ())) for device in devices]
     if not all(coords) or devices[0].platform != "tpu":

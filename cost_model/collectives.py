@@ -1,7 +1,7 @@
 """Seconds and bytes of one collective along one mesh axis.
 
-With ``n`` devices on the axis, ``V`` payload bytes, ``W`` the link's bandwidth, ``a`` the latency of
-one hop and ``h`` the hops (``n/2`` round a ring, ``n-1`` along a line)::
+With ``n`` devices on the axis, ``V`` payload bytes, ``W`` the link's bandwidth, ``a`` the latency
+of one hop and ``h`` the hops (``n/2`` round a ring, ``n-1`` along a line)::
 
     all-gather          h a +     V (n-1)/n / W
     reduce-scatter      h a +     V (n-1)/n / W
@@ -10,11 +10,12 @@ one hop and ``h`` the hops (``n/2`` round a ring, ``n-1`` along a line)::
     collective-permute    a +     V / (one direction of W)
     slice               0                           (every device keeps a part of what it has)
 
-The **payload is the full local buffer**: the gathered result of an all-gather, the unreduced operand
-of a reduce-scatter or all-reduce, the local operand (as large as the result) of an all-to-all or a
-permute. Sources: "How to Scale Your Model" (jax-ml.github.io/scaling-book, chapter Sharding): an
-all-to-all costs a quarter of the all-gather of the ``n V`` bytes the axis holds; Thakur, Rabenseifner
-and Gropp, "Optimization of Collective Communication Operations in MPICH" (2005), for ``a + V b``.
+The **payload is the full local buffer**: the gathered result of an all-gather, the unreduced
+operand of a reduce-scatter or all-reduce, the local operand (as large as the result) of an
+all-to-all or a permute. Sources: "How to Scale Your Model" (jax-ml.github.io/scaling-book, chapter
+Sharding): an all-to-all costs a quarter of the all-gather of the ``n V`` bytes the axis holds;
+Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in MPICH"
+(2005), for ``a + V b``.
 """
 
 from __future__ import annotations

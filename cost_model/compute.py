@@ -2,14 +2,16 @@
 
 ::
 
-    seconds = time_scale * max(matmul / (peak * efficiency), vector / vector_peak, bytes / hbm) + launch
+    seconds = launch + time_scale * max(
+        matmul / (peak * efficiency), vector / vector_peak, bytes / hbm_bandwidth)
 
-``bytes`` are those of fusion borders only: operands that must be read from device memory and results
-that must be written to it (``fusion``). ``time_scale`` is the one fitted constant of a chip generation.
-``efficiency`` knows two things: the matrix unit works in square tiles, so ``m, n, k`` round up to
-``matmul_tile``, and a short contraction does not fill its pipeline: ``k / (k + matmul_half_k)``, which
-with v5e's scale gives 0.65 of peak at k = 512 and 0.72 at 4096 (measured: 0.55 to 0.76 at 512). A product with a
-vector (``m`` or ``n`` of one) is done by the vector units, as XLA does.
+``bytes`` are those of fusion borders only: operands that must be read from device memory and
+results that must be written to it (``fusion``). ``time_scale`` is the one fitted constant of a chip
+generation. ``efficiency`` knows two things: the matrix unit works in square tiles, so ``m, n, k``
+round up to ``matmul_tile``, and a short contraction does not fill its pipeline: ``k / (k +
+matmul_half_k)``, which with v5e's scale gives 0.65 of peak at k = 512 and 0.72 at 4096 (measured:
+0.55 to 0.76 at 512). A product with a vector (``m`` or ``n`` of one) is done by the vector units,
+as XLA does.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from autopar.cost_model.hardware import Chip
 from autopar.cost_model.work import Shape, Work
 
 SHOWING = 0.1
-"""Share of a fused operation's arithmetic that the memory traffic of its kernel does not hide. It is
-small, as XLA overlaps the two, but not zero: no work is free, so that plans never repeat it idly."""
+"""Share of a fused operation's arithmetic that the memory traffic of its kernel does not hide. It
+is small, as XLA overlaps the two, but not zero: no work is free, so that plans never repeat it
+idly."""
 
 
 def equation_seconds(
@@ -37,6 +40,9 @@ def equation_seconds(
 
     Args:
       work: ``work(eqn)``; look it up once per equation.
+      operands: their local shapes.
+      results: theirs.
+      chip: whose rates count.
       reads: per operand, how often its bytes come from device memory (``FusionBorders.reads_of``).
       writes: per result, whether its writing is charged here (``FusionBorders.writes_of``).
 

@@ -18,8 +18,9 @@ class Torus:
 
     Attributes:
       standard: chip count to slice shape, for shapes given as one number.
-      pod: the largest extent of each dimension. wrap: when a dimension's ends are joined: ``"full"``
-        (only at its largest extent) or ``"cubes"`` (when the slice is made of whole 4x4x4 cubes).
+      pod: the largest extent of each dimension. wrap: when a dimension's ends are joined:
+        ``"full"`` (only at its largest extent) or ``"cubes"`` (when the slice is made of whole
+        4x4x4 cubes).
       link: bytes/s of one link, one direction. hop_s: latency of a hop.
       dcn: bytes/s of the data-centre network, one direction, per chip. dcn_s: latency over it.
       dies: JAX devices per chip, joined by ``die_link`` bytes/s; they share the chip's links.
@@ -109,9 +110,8 @@ class Nodes:
         found: list[Level] = []
         rest = inside
         for island in reversed(self.islands):
-            size = math.gcd(rest, island.size) if len(self.islands) > 1 else rest
-            if island is self.islands[0]:
-                size = rest
+            outermost = len(found) == len(self.islands) - 1
+            size = rest if outermost else math.gcd(rest, island.size)
             found.append(Level(island.name, size, "switch", island.bandwidth, island.latency_s))
             rest //= size
         found.append(Level(self.network, nodes, "switch", self.egress, self.egress_s))

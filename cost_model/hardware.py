@@ -56,7 +56,7 @@ class Chip:
 
     @property
     def usable_bytes(self) -> int:
-        """Device memory that a plan may fill: less what the runtime, code and fragmentation take."""
+        """Device memory that a plan may fill: less what code and fragmentation take."""
         return int(self.hbm_bytes * (1 - HELD_BACK))
 
     def peak(self, dtype_class: DtypeClass) -> float:
@@ -124,7 +124,7 @@ class Link:
 
 
 def chip_from_dict(data: Mapping[str, object]) -> Chip:
-    """The inverse of ``dataclasses.asdict`` for a chip; ``ClusterError`` on unknown or missing keys."""
+    """The inverse of ``dataclasses.asdict``; ``ClusterError`` on unknown or missing keys."""
     names = {field.name for field in fields(Chip)}
     for key in data:
         if key not in names:

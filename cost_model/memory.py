@@ -1,18 +1,19 @@
 """Which values lie in device memory when: a static liveness analysis of one step.
 
-An *instant* is the running of one kernel, in the order of ``schedule``; a loop or branch has an instant
-where it starts, those of its body (once, however often it runs), and one where it ends. Rules, after
-what XLA:TPU does (measured for the design):
+An *instant* is the running of one kernel, in the order of ``schedule``; a loop or branch has an
+instant where it starts, those of its body (once, however often it runs), and one where it ends.
+Rules, after what XLA:TPU does (measured for the design):
 
 * Only values that ``fusion`` says are written count; views are their root.
 * Arguments are there all the time. A result that replaces a donated input is free, if the input is
   dead when it is written; other results stay to the end.
 * A value lives from its kernel to its last reader, that instant included: a dying operand and the
   result made from it coexist.
-* A ``scan``'s stacked results and carries are allocated when it starts; its body writes them in place.
-  A carry's new value coexists with the old one. An initial carry that dies in the loop becomes it.
-* A narrowing cast of a whole scanned input is hoisted out of the loop: the cast stack is there while
-  the loop runs (``scale`` is then the trip count).
+* A ``scan``'s stacked results and carries are allocated when it starts; its body writes them in
+  place. A carry's new value coexists with the old one. An initial carry that dies in the loop
+  becomes it.
+* A narrowing cast of a whole scanned input is hoisted out of the loop: the cast stack is there
+  while the loop runs (``scale`` is then the trip count).
 * Bodies that run once and always (``remat``) are inlined.
 
 ``Timeline.profile`` adds up any assignment of bytes to variables, in linear time, with numpy.
@@ -47,8 +48,8 @@ Bytes = NDArray[np.float64]
 class Buffer:
     """One value in memory from instant ``start`` to ``end``, both included.
 
-    ``scale`` times the bytes of ``var`` are held: a trip count for a stack that has no variable of its
-    own, one half for an f32 value stored as bf16.
+    ``scale`` times the bytes of ``var`` are held: a trip count for a stack that has no variable of
+    its own, one half for an f32 value stored as bf16.
     """
 
     var: Var
@@ -68,10 +69,9 @@ class Timeline:
     """All buffers of a step, and the equation that runs at each instant.
 
     Attributes:
-      instants: how many there are.
       kernels: for each instant, the equation that runs (a loop's, where it starts and ends).
-      instant_of: first result of an equation to the instant it runs at; of one fused into others, the
-        first of theirs.
+      instant_of: first result of an equation to the instant it runs at; of one fused into others,
+        the first of theirs.
       uses: every buffer's variable to its first and last reader's instant.
       roots: views, region inputs and results, and the variable whose buffer they are in.
     """
@@ -84,7 +84,8 @@ class Timeline:
 
     @property
     def instants(self) -> int:
-        return len(self.kernels)
+        """How many there are; one for a step without kernels."""
+        return max(1, len(self.kernels))
 
     def root(self, var: Var) -> Var:
         """The variable whose buffer holds ``var``."""
@@ -128,7 +129,8 @@ class Timeline:
     def live_at(self, instant: int) -> tuple[Buffer, ...]:
         """The buffers live at an instant."""
         return tuple(
-            self.buffers[i] for i in np.flatnonzero((self._starts <= instant) & (self._ends >= instant))
+            self.buffers[i]
+            for i in np.flatnonzero((self._starts <= instant) & (self._ends >= instant))
         )
 
     def breakdown(self, bytes_of: Mapping[Var, int], instant: int) -> dict[str, int]:
@@ -188,15 +190,46 @@ def liveness(
         if donated[source] and isinstance(out, Var):
             in_place.setdefault(borders.root(out), top.invars[source])
     walk = Walk(borders, in_place)
-    walk.top(top)
-    inputs = dict(zip(top.invars, in_categories, strict=True))
-    buffers = [
-        _buffer(span, walk, inputs, in_place, bf16_dots) for span in walk.spans() if span.counts
-    ]
+    walk.body(top, backward=False, tail=False, in_place=in_place)
+    spans = tuple(walk.spans(top))
+    category = _Categories(walk, dict(zip(top.invars, in_categories, strict=True)), top)
     return Timeline(
-        tuple(buffers),
-        tuple(walk.kernels),
-        walk.instant_of,
-        {span.var: (span.first_use, span.end) for span in walk.spans()},
-        walk.all_roots(),
+        buffers=tuple(
+            Buffer(
+                s.var, s.start, s.end, category.of(s), s.scale if bf16_dots or s.scale > 1 else 1.0
+            )
+            for s in spans
+        ),
+        kernels=tuple(walk.ran),
+        instant_of=walk.instant_of,
+        uses={
+            s.var: (walk.first_use.get(s.var, s.start), walk.last_use.get(s.var, s.start))
+            for s in spans
+        },
+        roots={var: walk.resolve(var) for var in (*borders.roots, *walk.alias)},
     )
+
+
+class _Categories:
+    """What each buffer is for.
+
+    A value that heavy work makes and only the optimiser's side uses is a gradient; one that the
+    forward pass makes and the backward pass uses last is an activation.
+    """
+
+    def __init__(self, walk: Walk, inputs: Mapping[Var, str], jaxpr: Jaxpr):
+        self.walk = walk
+        self.inputs = inputs
+        self.outputs = {walk.resolve(v) for v in jaxpr.outvars if isinstance(v, Var)}
+
+    def of(self, span: Span) -> str:
+        walk = self.walk
+        if span.kind == "input":
+            return self.inputs.get(span.var, "other")
+        if span.var in self.outputs:
+            return "outputs"
+        last = walk.last_use.get(span.var, span.start)
+        if not walk.tail[span.start] and span.var not in walk.busy and last > span.start:
+            return "gradients"
+        saved = walk.backward[last] and not walk.backward[span.start]
+        return "activations" if saved and span.kind == "value" else "other"

@@ -4,8 +4,8 @@ Sources, by the letter that stands beside a number:
 
 * [G] Google Cloud TPU documentation, the system-architecture page of that generation.
 * [B] "How to Scale Your Model" (jax-ml.github.io/scaling-book), chapters TPUs, Sharding and GPUs.
-  Its ICI rates (45, 90 GB/s a link) are about 10 % below Google's nominal 50 and 100, and are what is
-  reached.
+  Its ICI rates (45, 90 GB/s a link) are about 10 % below Google's nominal 50 and 100, and are what
+  is reached.
 * [N] NVIDIA datasheets. [A] AMD datasheets. [P] Narayanan et al., arXiv:2104.04473 (PTD-P).
 * [C] Calculon's system files (github.com/calculon-ai/calculon), latencies and efficiencies.
 * [O] OLCF Frontier user guide. [L] MLPerf system descriptions; Azure ND96isr MI300X v5.

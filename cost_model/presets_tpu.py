@@ -29,7 +29,7 @@ def _tpu(
     time_scale: float = 1.3,  # [E] between the two generations that were measured
     tile: int = 128,
 ) -> Chip:
-    """Units: TFLOP/s, GiB, GB/s. f32 matmuls run as one bf16 pass by default, six at HIGHEST [B]."""
+    """Units: TFLOP/s, GiB, GB/s. An f32 matmul is one bf16 pass, at HIGHEST six [B]."""
     return Chip(
         name=name,
         bf16_flops=bf16 * TERA,

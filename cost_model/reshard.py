@@ -1,7 +1,7 @@
 """The price of changing a value's layout.
 
-A layout changes by *steps*, each along one mesh axis; a price is the cheapest sequence of steps, and
-so obeys the triangle inequality. For an axis of ``n`` positions::
+A layout changes by *steps*, each along one mesh axis; a price is the cheapest sequence of steps,
+and so obeys the triangle inequality. For an axis of ``n`` positions::
 
     S(d) -> B       all-gather        payload n * local bytes
     P    -> B       all-reduce        payload local bytes
@@ -19,10 +19,11 @@ Axes that split the same dimension lie major to minor in mesh order, so only the
 dimension may be gathered, exchanged or added: gathering the major one alone would interleave the
 pieces of the others. Other changes take several steps, which the closure finds.
 
-Small collectives along one axis are merged by compilers (XLA's all-reduce combiner) up to a threshold
-``T``: ``k`` collectives of ``p`` bytes become ``k p / T``, so each pays ``p / T`` of a latency. With
-``coalesced=True`` (gradients and the like, many of which are ready together) the latency is charged in
-that proportion; a collective that stands alone in a chain of dependent ones pays it in full.
+Small collectives along one axis are merged by compilers (XLA's all-reduce combiner) up to a
+threshold ``T``: ``k`` collectives of ``p`` bytes become ``k p / T``, so each pays ``p / T`` of a
+latency. With ``coalesced=True`` (gradients and the like, many of which are ready together) the
+latency is charged in that proportion; a collective that stands alone in a chain of dependent ones
+pays it in full.
 
 The closure over all layouts is Floyd-Warshall in min-plus matrices: built in ``_closure``.
 """
@@ -99,7 +100,7 @@ class Resharder:
         dst: Sequence[Layout],
         coalesced: bool = False,
     ) -> Matrix:
-        """Seconds from every layout of ``src`` to every one of ``dst``; ``inf`` where impossible."""
+        """Seconds from each of ``src`` to each of ``dst``; ``inf`` where there is no way."""
         table = self._table(tuple(shape), itemsize, (*src, *dst), coalesced)
         rows = np.array([table.index.get(layout, -1) for layout in src], dtype=np.intp)
         cols = np.array([table.index.get(layout, -1) for layout in dst], dtype=np.intp)
@@ -239,35 +240,11 @@ class Resharder:
         latency, per_byte = collective_line(kind, self.links[axis], size)
         payload = local * size if kind == "all-gather" else local
         share = np.minimum(1.0, payload / self.coalesce_bytes) if coalesced else 1.0
-        return latency * share + payload * per_byte + EPSILON_S
-
-
-def reshard_matrix(
-    shape: Sequence[int],
-    itemsize: int,
-    src: Sequence[Layout],
-    dst: Sequence[Layout],
-    mesh: MeshSpec,
-    links: Sequence[Link],
-) -> Matrix:
-    """``Resharder.matrix`` for a single question."""
-    return Resharder(mesh, tuple(links)).matrix(shape, itemsize, src, dst)
-
-
-def reshard_path(
-    shape: Sequence[int],
-    itemsize: int,
-    src: Layout,
-    dst: Layout,
-    mesh: MeshSpec,
-    links: Sequence[Link],
-) -> tuple[Collective, ...]:
-    """``Resharder.path`` for a single question."""
-    return Resharder(mesh, tuple(links)).path(shape, itemsize, src, dst)
+        return np.maximum(EPSILON_S, latency * share + payload * per_byte)
 
 
 def step_kind(old: Placement, new: Placement) -> StepKind | None:
-    """The collective that takes one axis from ``old`` to ``new``; ``None`` if no single one does."""
+    """The collective that takes one axis from ``old`` to ``new``, if a single one does."""
     match old, new:
         case Split(), Split():
             return "all-to-all"
@@ -290,7 +267,7 @@ def _blocked(
 ) -> NDArray[np.bool_]:
     """Layouts in which a later axis splits a dimension that the step gathers or splits."""
     splits = [code for code in touched if isinstance(choices[code], Split)]
-    return np.isin(later, splits).any(axis=0)
+    return np.any(np.isin(later, splits), axis=0)
 
 
 def _closure(steps: Matrix) -> Matrix:

@@ -1,8 +1,9 @@
 """The order in which the kernels of one jaxpr run.
 
 Program order, but after every kernel, any later kernel that is ready and does not raise the live
-bytes runs at once (so XLA:TPU schedules: an optimiser's update follows its gradient unless something
-global, such as clipping by the global norm, holds it back). Loops and branches never move forward.
+bytes runs at once (so XLA:TPU schedules: an optimiser's update follows its gradient unless
+something global, such as clipping by the global norm, holds it back). Loops and branches never move
+forward.
 
 A kernel raises the live bytes by what it writes, less the values it is the last to read. Writing a
 result in place of its dead donated input is free. Values of up to ``SMALL_BYTES`` do not count.
@@ -60,7 +61,9 @@ def schedule(
       in_place: results that replace a donated input, and that input.
       size: bytes of a value; whole ones will do, as only differences matter.
     """
-    return _Scheduler(program, frozenset(v for v in outputs if isinstance(v, Var)), in_place, size).run()
+    return _Scheduler(
+        program, frozenset(v for v in outputs if isinstance(v, Var)), in_place, size
+    ).run()
 
 
 @dataclass
@@ -81,7 +84,7 @@ class _Scheduler:
             for var in kernel.needs:
                 self.users[var].append(index)
                 self.missing[index] += var in made
-        # Readers that have not run yet, and the sum of their indices: the last one's when one is left.
+        # Readers still to run, and the sum of their indices: of the last one, its index.
         self.left = {var: len(users) for var, users in self.users.items()}
         self.last = {var: sum(users) for var, users in self.users.items()}
 

@@ -5,11 +5,12 @@ that numbering. A mesh axis is then a stride and a size, and meets each level in
 positions, ``step`` apart. From the inside out:
 
 * **torus** parts work side by side: each adds ``W`` (line) or ``2 W`` (closed ring), divided by its
-  step, because ``step`` interleaved groups share the same links. ("How to Scale Your Model", chapter
+  step, because ``step`` interleaved groups share the same links. ("How to Scale Your Model",
+  chapter
   Sharding: a gather over several torus axes enjoys the bandwidth of all of them.)
-* a **switch** part with ``g`` devices of the axis inside each port group pools their ports: ``g W``.
-  (The same book, chapter GPUs: bytes over the node's egress.) What is pooled is what the axis has
-  inside the node; an axis that strides over whole nodes has one port per device.
+* a **switch** part with ``g`` devices of the axis inside each port group pools their ports: ``g
+  W``. (The same book, chapter GPUs: bytes over the node's egress.) What is pooled is what the axis
+  has inside the node; an axis that strides over whole nodes has one port per device.
 * stages pipeline, so the slowest one sets the rate, as in NCCL's rings.
 """
 

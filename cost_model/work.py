@@ -2,11 +2,11 @@
 
 ``work`` looks at an equation once and returns a ``Work``: a frozen description that gives FLOPs and
 bytes for *local* operand and result shapes, whichever way the equation is cut. FLOPs are exact for
-matmuls and convolutions (a multiply and an add are two); other operations count per element, weighted
-by how many vector instructions they take.
+matmuls and convolutions (a multiply and an add are two); other operations count per element,
+weighted by how many vector instructions they take.
 
-One dict, ``KINDS``, from primitive to how it is counted. A primitive that is not in it counts as one
-vector operation per result element, and is read and written whole.
+One dict, ``KINDS``, from primitive to how it is counted. A primitive that is not in it counts as
+one vector operation per result element, and is read and written whole.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
@@ -206,7 +207,7 @@ def itemsize(aval: Any) -> int:
     dtype = getattr(aval, "dtype", None)
     if dtype is None:
         return 0
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    if jnp.issubdtype(dtype, jax.dtypes.extended):  # keys
         return int(getattr(dtype, "itemsize", 8))
     return max(1, np.dtype(dtype).itemsize)
 

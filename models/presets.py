@@ -14,7 +14,7 @@ from autopar.models.vit import ViTConfig
 from autopar.models.workload import Config, Workload, make_workload
 
 
-class UnknownPreset(ValueError):  # noqa: N818 it names what is wrong
+class UnknownPreset(ValueError):
     """No preset has this name."""
 
 

@@ -167,9 +167,9 @@ def _block(value: Any) -> str:
     """A top-level field: containers with a line for each entry, anything else on one line."""
     if isinstance(value, Mapping) and value:
         lines = (f"{json.dumps(key)}: {_line(value[key])}" for key in sorted(value))
-        return "{\n" + ",\n".join(lines) + "\n}"
+        return "{\n " + ",\n ".join(lines) + "\n}"
     if isinstance(value, list) and value:
-        return "[\n" + ",\n".join(map(_line, value)) + "\n]"
+        return "[\n " + ",\n ".join(map(_line, value)) + "\n]"
     return _line(value)
 
 

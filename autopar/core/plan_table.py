@@ -25,7 +25,7 @@ WIDTH = 100
 ROLES = ("parameters", "optimizer state", "batch", "other")
 """The order in which inputs are listed."""
 
-LEGEND = "P(None, 'model'): the second dimension is split over mesh axis 'model'; P(): not split"
+LEGEND = "P(...) names the mesh axes that split an array, dimension by dimension; P(): not split"
 
 NAMED_VALUES = 2
 """Values named beside one row of collectives, those that take the most time."""
@@ -51,7 +51,7 @@ def renderable(plan: Plan) -> RenderableType:
     parts: list[RenderableType] = [_summary(plan), Text(), _inputs(plan)]
     parts.append(Text(LEGEND, style="dim"))
     if plan.predicted.collectives:
-        parts += [Text(), _collectives(plan.predicted.collectives)]
+        parts += [Text(), _collectives(plan)]
     if plan.fallbacks:
         parts += [Text(), _fallbacks(plan)]
     return Group(*parts)
@@ -190,32 +190,29 @@ def _rows(
         yield _indent(names), Text(shown), Text(spec), Text(f"[{local}]")
 
 
-def _collectives(uses: Sequence[CollectiveUse]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("communication", no_wrap=True)
-    table.add_column("over", no_wrap=True, style="cyan")
-    for header in ("times", "each", "in all", "time"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("what", ratio=1, overflow="fold")
+def _collectives(plan: Plan) -> Text:
+    """One line for each kind and axis, the slowest first, and what they move."""
+    uses = plan.predicted.collectives
     groups: dict[tuple[str, str], list[CollectiveUse]] = defaultdict(list)
     for use in uses:
         groups[use.kind, use.axis].append(use)
     known = numbers(use.value for use in uses)
+    wide = max(len("over"), *(len(axis) for _, axis in groups))
+    headers = f"{'communication':20} {'over':{wide}} {'times':>6}  {'each':>11}  {'in all':>8}"
+    text = Text(f"{headers}  {'time':>8}  what", style="bold")
     for (kind, axis), group in sorted(
         groups.items(), key=lambda item: (-sum(use.seconds for use in item[1]), item[0])
     ):
-        sizes = sorted(use.bytes for use in group)
-        each = format_bytes(sizes[-1])
-        table.add_row(
-            f"  {kind}",
-            Text(axis),
-            str(sum(use.count for use in group)),
-            each if sizes[0] == sizes[-1] else f"<= {each}",
-            format_bytes(sum(use.bytes * use.count for use in group)),
-            format_seconds(sum(use.seconds for use in group)),
-            Text(_moved(group, known)),
-        )
-    return table
+        sizes = [use.bytes for use in group]
+        each = ("<= " if min(sizes) < max(sizes) else "") + format_bytes(max(sizes))
+        times, total = sum(u.count for u in group), sum(u.bytes * u.count for u in group)
+        row = f"\n  {kind:18} {axis:{wide}} {times:>6}  {each:>11}  {format_bytes(total):>8}"
+        row += f"  {format_seconds(sum(use.seconds for use in group)):>8}"
+        moved = _moved(group, known)
+        text.append(row, style="not bold default")
+        fits = len(row) + len(moved) <= WIDTH - 2
+        text.append(f"  {moved}" if fits else f"\n    {moved}", style="not bold dim")
+    return text
 
 
 def _moved(uses: Sequence[CollectiveUse], known: Numbers) -> str:

@@ -1,7 +1,164 @@
-from autopar.cost_model import fusion_borders
+"""Memory of a plan: the static timeline of the step, with bytes by the layouts chosen.
+
+``MemoryModel`` is built once a step, ``MeshMemory`` once a mesh. The peak of a full choice is
+simulated exactly (copies made while re-laying a value included); a ``Limit`` says the same of one
+instant as a linear constraint, without those copies, so it never forbids what would fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jax.extend.core import Var
+
+from autopar.core.layout import Layout, local_shape
+from autopar.cost_model.fusion import fusion_borders
+from autopar.cost_model.memory import Timeline, liveness
+from autopar.cost_model.work import itemsize
+from autopar.passes.trace import Step
+from autopar.search.assemble import Problem
+from autopar.search.domains import State, shifted
+from autopar.search.graph import Edge, Graph
+from autopar.search.network import IntArray, Limit, Network, to_ticks
+
+Extra = tuple[int, int, float]
+"""First instant, last instant, bytes."""
+
+
 class MemoryModel:
-    def __init__(self, step, graph, roles):
-        self.fusion=fusion_borders(step.jaxpr.jaxpr); self.roles=roles
-    def on(self, problem): return self
-    def peak(self, states): return 0,0
-    def breakdown(self, states): return {}
+    """What does not depend on the mesh: fusion, liveness, and the roles of the inputs."""
+
+    def __init__(self, step: Step, graph: Graph, roles: Sequence[str]) -> None:
+        self.roles = tuple(roles)
+        self.fusion = fusion_borders(step.jaxpr.jaxpr)
+        self.timeline: Timeline = liveness(
+            step.jaxpr, roles, step.donated, step.ties, borders=self.fusion
+        )
+        self.graph = graph
+
+    def on(self, problem: Problem) -> MeshMemory:
+        """The memory model of one mesh's problem."""
+        return MeshMemory(self.timeline, problem)
+
+
+@dataclass(slots=True)
+class MeshMemory:
+    """Bytes of every buffer in every state, on one mesh."""
+
+    timeline: Timeline
+    problem: Problem
+    _tables: dict[object, IntArray] = field(default_factory=dict)
+
+    def peak(self, states: Sequence[State]) -> tuple[int, int]:
+        """``(instant, bytes)`` at which a choice holds the most."""
+        return self.timeline.peak(self._bytes_of(states), self._extras(states))
+
+    def breakdown(self, states: Sequence[State]) -> dict[str, int]:
+        """Bytes by category at the peak; copies made by re-laying are ``collective buffers``."""
+        extras = list(self._extras(states))
+        bytes_of = self._bytes_of(states)
+        instant, total = self.timeline.peak(bytes_of, extras)
+        parts = self.timeline.breakdown(bytes_of, instant)
+        parts["collective buffers"] = max(0, total - sum(parts.values()))
+        return {name: size for name, size in parts.items() if size}
+
+    def limit(self, instant: int, budget: int) -> Limit:
+        """``live bytes at instant <= budget`` as a linear constraint over the variables."""
+        weights: dict[int, IntArray] = {}
+        for buffer in self.timeline.live_at(instant):
+            node, table = self._table(buffer.var, buffer.scale)
+            variable = self.problem.variables[node]
+            weights[variable] = weights[variable] + table if variable in weights else table
+        for node in self.problem.graph.nodes:
+            if node.kind == "input" and node.index in self.problem.graph.shared_inputs:
+                start, end = self.timeline.uses.get(node.var, (0, -1)) if node.var else (0, -1)
+                if start <= instant <= end:
+                    variable, table = self.problem.variables[node.index], self._copies(node.index)
+                    weights[variable] = weights[variable] + table if variable in weights else table
+        return Limit({v: w for v, w in sorted(weights.items()) if w.any()}, budget)
+
+    def lightest(self, instants: Iterable[int]) -> Network:
+        """The same choices, with bytes at these instants for an objective instead of seconds."""
+        network = self.problem.network
+        unary = [to_ticks(np.where(costs < 10**14, 0.0, np.inf)) for costs in network.unary]
+        for instant in instants:
+            for variable, weight in self.limit(instant, 0).weights.items():
+                unary[variable] = unary[variable] + weight // 1024
+        pairs = {k: to_ticks(np.where(t < 10**14, 0.0, np.inf)) for k, t in network.pairs.items()}
+        return Network(tuple(unary), pairs)
+
+    def _bytes_of(self, states: Sequence[State]) -> dict[Var, int]:
+        found: dict[Var, int] = {}
+        for buffer in self.timeline.buffers:
+            source = self.problem.graph.sources[buffer.var]
+            layout = shifted(_resting(self.problem, source.node, states, source.port), source.shift)
+            found[buffer.var] = self._local_bytes(buffer.var, layout)
+        return found
+
+    def _extras(self, states: Sequence[State]) -> Iterable[Extra]:
+        """Copies: an input in use as it does not rest, and both ends of every re-layout."""
+        graph = self.problem.graph
+        for index in graph.shared_inputs:
+            node, state = graph.nodes[index], states[index]
+            if state.operands != state.results and node.var in self.timeline.uses:
+                start, end = self.timeline.uses[node.var]
+                yield start, end, self._local_bytes(node.var, state.results[0])
+        for edge in graph.edges:
+            extra = self._moved(edge, states)
+            if extra is not None:
+                yield extra
+
+    def _moved(self, edge: Edge, states: Sequence[State]) -> Extra | None:
+        """What a re-layout adds: the copy an op reads, or the unreduced value a hub received."""
+        nodes = self.problem.graph.nodes
+        left = shifted(states[edge.src].results[edge.port], edge.src_shift)
+        right = shifted(states[edge.dst].operands[edge.slot], edge.dst_shift)
+        if left == right:
+            return None
+        reader = nodes[edge.dst].eqn
+        maker = nodes[edge.src].eqn
+        eqn, layout = (reader, right) if reader is not None else (maker, left)
+        if eqn is None or not eqn.outvars or eqn.outvars[0] not in self.timeline.instant_of:
+            return None
+        instant = self.timeline.instant_of[eqn.outvars[0]]
+        local = local_shape(edge.shape, layout, self.problem.mesh)
+        return instant, instant, float(np.prod(local, dtype=np.int64) * edge.itemsize)
+
+    def _table(self, var: Var, scale: float) -> tuple[int, IntArray]:
+        """The node that decides about ``var``, and its bytes in each of the node's states."""
+        source = self.problem.graph.sources[var]
+        domain = self.problem.domains[source.node]
+        shape, size = tuple(var.aval.shape), itemsize(var.aval)
+        key = (shape, size, scale, id(domain), source.port, source.shift)
+        if key not in self._tables:
+            is_input = self.problem.graph.nodes[source.node].kind == "input"
+            layouts = [s.operands[0] if is_input else s.results[source.port] for s in domain]
+            self._tables[key] = np.array(
+                [scale * self._local_bytes(var, shifted(one, source.shift)) for one in layouts],
+                np.int64,
+            )
+        return source.node, self._tables[key]
+
+    def _copies(self, index: int) -> IntArray:
+        """Bytes of the in-use copy of an input in each of its states; 0 where it is as at rest."""
+        node = self.problem.graph.nodes[index]
+        assert node.var is not None
+        return np.array(
+            [
+                0 if s.operands == s.results else self._local_bytes(node.var, s.results[0])
+                for s in self.problem.domains[index]
+            ],
+            np.int64,
+        )
+
+    def _local_bytes(self, var: Var, layout: Layout) -> int:
+        local = local_shape(tuple(var.aval.shape), layout, self.problem.mesh)
+        return int(np.prod(local, dtype=np.int64)) * itemsize(var.aval)
+
+
+def _resting(problem: Problem, node: int, states: Sequence[State], port: int) -> Layout:
+    if problem.graph.nodes[node].kind == "input":
+        return states[node].operands[0]
+    return states[node].results[port]

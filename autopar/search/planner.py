@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autopar.core.errors import ClusterError, InfeasibleError, PinError
@@ -22,7 +23,7 @@ from autopar.search import record
 from autopar.search.assemble import Problem, Restriction, assemble, find_rules
 from autopar.search.baselines import baseline
 from autopar.search.graph import Graph, build_graph
-from autopar.search.memory import MemoryModel
+from autopar.search.memory import MemoryModel, MeshMemory
 from autopar.search.network import Limit, Network, Solution
 from autopar.search.options import BASELINES, Options
 from autopar.search.roles import roles
@@ -175,23 +176,43 @@ def _fit(
         found = _solve(network, options)
         if found.choice is None:
             break
-        states = problem.states(found.choice)
-        instant, peak = model.peak(states)
+        instant, peak = model.peak(problem.states(found.choice))
         if peak <= budget:
-            status = found.status if exact or found.status != "optimal" else "feasible"
-            return Candidate(problem, dataclasses.replace(found, status=status), peak, alike)
+            proven = found.status == "optimal" and exact
+            bound = found.bound if exact else 0
+            status = "optimal" if proven else "feasible"
+            return Candidate(problem, dataclasses.replace(found, status=status, bound=bound), peak, alike)
         if options.search in BASELINES:
             raise _too_big(options.search, problem.mesh, peak, budget)
         options.progress(f"peak {format_bytes(peak)} over {format_bytes(budget)}: tightening")
-        limit = model.limit(instant, budget)
-        over = model.transient(states, instant)
         if instant in limits:
-            # The limit already held: what is over are copies made while a value is re-laid.
-            slack = limits[instant].bound - max(peak - budget, over // 4, budget // 200)
-            limit = dataclasses.replace(limit, bound=slack)
+            # The limit held: what is over are copies made while values are re-laid. Leave room.
+            bound = limits[instant].bound - max(peak - budget, budget // 200)
+            limits[instant] = dataclasses.replace(limits[instant], bound=bound)
             exact = False
-        limits[instant] = limit
-    raise _too_big(options.search, problem.mesh, model.least_peak(), budget)
+        else:
+            limits[instant] = model.limit(instant, budget)
+    return _lightest(problem, model, limits, budget, options, alike)
+
+
+def _lightest(
+    problem: Problem,
+    model: MeshMemory,
+    limits: Mapping[int, Limit],
+    budget: int,
+    options: Options,
+    alike: bool,
+) -> Candidate:
+    """The plan of least memory at the instants that bind: the last resort, and the honest 'no'."""
+    options.progress("looking for the plan of least memory")
+    found = solve(model.lightest(limits), options.time_limit_s)
+    if found.choice is None:
+        raise InfeasibleError(f"the pins leave no plan on the mesh {problem.mesh}; relax one")
+    _, peak = model.peak(problem.states(found.choice))
+    if peak > budget:
+        raise _too_big(options.search, problem.mesh, peak, budget)
+    cost = problem.network.cost(found.choice)
+    return Candidate(problem, Solution(found.choice, cost, 0, "feasible"), peak, alike)
 
 
 def _solve(network: Network, options: Options) -> Solution:

@@ -28,7 +28,7 @@ def _top_k(eqn: JaxprEqn) -> FactorRule:
 
 @rule("approx_top_k")
 def _approx_top_k(eqn: JaxprEqn) -> FactorRule:
-    return _along(eqn, eqn.params["reduction_dimension"])
+    return _along(eqn, eqn.params["reduction_dimension"] % len(in_shapes(eqn)[0]))
 
 
 _PASSES = {"cumsum": ("add",), "cummax": ("max",), "cummin": ("min",)}

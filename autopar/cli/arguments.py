@@ -1,0 +1,141 @@
+"""Options that several commands share, and how their text is read."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import Annotated
+
+import jax
+import typer
+
+from autopar.core.errors import ClusterError, PinError
+from autopar.search.options import SEARCHES
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A preset such as gpt:125m, or package.module:function.",
+        show_default=False,
+    ),
+]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        help="PRESET:SHAPE such as tpu-v5e:4x4 or h100:8, or a .toml file.",
+        show_default="the devices of this machine",
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="Budget per device, such as 14GiB.",
+        show_default="the chip's own, less a margin",
+    ),
+]
+BatchOption = Annotated[
+    int | None,
+    typer.Option("--batch", min=1, help="Global batch size.", show_default="the model's own"),
+]
+MeshOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mesh",
+        help="Sizes of the mesh axes, such as 4x4 or data=4,model=4.",
+        show_default="searched for",
+    ),
+]
+PinOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pin",
+        metavar="REGEX=SPEC",
+        help="Fix how the inputs of these paths are split, a mesh axis or None a dimension: "
+        "'embed/embedding=model,None'. May be repeated.",
+    ),
+]
+TimeLimitOption = Annotated[
+    float, typer.Option("--time-limit", help="Seconds of search for each mesh.")
+]
+SearchOption = Annotated[
+    str, typer.Option("--search", metavar="NAME", help=f"One of {', '.join(SEARCHES)}.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="What random numbers are drawn from.")]
+
+
+def parse_mesh(text: str | None) -> dict[str, int] | tuple[int, ...] | None:
+    """Reads ``4x4`` or ``data=4,model=4``.
+
+    Raises:
+      ClusterError: the text is neither.
+    """
+    if text is None:
+        return None
+    try:
+        if "=" not in text:
+            return tuple(int(size) for size in text.split("x"))
+        pairs = [part.split("=") for part in text.split(",")]
+        mesh = {name.strip(): int(size) for name, size in pairs}
+    except ValueError:
+        mesh = {}
+        pairs = []
+    if not mesh or len(mesh) < len(pairs):
+        raise ClusterError(
+            f"--mesh {text!r} is not a mesh; write sizes such as 4x4, or distinct names and sizes "
+            "such as data=4,model=4"
+        )
+    return mesh
+
+
+def parse_pins(texts: Sequence[str] | None) -> dict[str, jax.P]:
+    """Reads ``REGEX=SPEC`` each; a spec is written as ``model,None`` or as plans print it.
+
+    Raises:
+      PinError: a text is no pin, or two have the same pattern.
+    """
+    pins: dict[str, jax.P] = {}
+    for text in texts or ():
+        pattern, equals, spec = text.rpartition("=")
+        if not equals or not pattern:
+            raise PinError(
+                f"--pin {text!r} is not REGEX=SPEC; write e.g. 'embed/embedding=model,None'"
+            )
+        if pattern in pins:
+            raise PinError(f"--pin {pattern!r} is given twice; leave one of them out")
+        pins[pattern] = _parse_spec(spec.strip(), text)
+    return pins
+
+
+def _parse_spec(spec: str, pin: str) -> jax.P:
+    """``model,None``, ``data+model,None``, ``P(('data', 'model'), None)``; nothing is ``P()``."""
+    if spec.startswith("P(") and spec.endswith(")"):
+        return jax.P(*_literal_entries(spec, pin))
+    entries = [entry.strip() for entry in spec.split(",")] if spec else []
+    names = [None if e == "None" else tuple(e.split("+")) for e in entries]
+    if any(name is not None and not all(part.isidentifier() for part in name) for name in names):
+        raise _not_a_spec(spec, pin)
+    return jax.P(*(n[0] if n is not None and len(n) == 1 else n for n in names))
+
+
+def _literal_entries(spec: str, pin: str) -> tuple[str | tuple[str, ...] | None, ...]:
+    inner = spec.removeprefix("P(").removesuffix(")").strip().rstrip(",")
+    try:
+        entries = ast.literal_eval(f"({inner},)" if inner else "()")
+    except (SyntaxError, ValueError):
+        raise _not_a_spec(spec, pin) from None
+    for entry in entries:
+        group = entry if isinstance(entry, tuple) else (entry or "axis",)
+        if not all(isinstance(name, str) for name in group):
+            raise _not_a_spec(spec, pin)
+    return entries
+
+
+def _not_a_spec(spec: str, pin: str) -> PinError:
+    return PinError(
+        f"--pin {pin!r}: {spec!r} is not how an array is split; for each dimension name a mesh "
+        "axis, several joined by +, or None: model,None or data+model,None"
+    )

@@ -1,0 +1,55 @@
+"""``autopar plan``: how best to run a model on a cluster that need not be at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autopar import api
+from autopar.cli import arguments, screen
+from autopar.cli.workloads import find_job
+from autopar.core.plan_json import to_json
+from autopar.core.plan_table import renderable
+from autopar.cost_model import parse_cluster
+
+
+def plan(
+    model: arguments.ModelArgument,
+    cluster: arguments.ClusterOption = None,
+    memory: arguments.MemoryOption = None,
+    batch: arguments.BatchOption = None,
+    mesh: arguments.MeshOption = None,
+    search: arguments.SearchOption = "optimal",
+    pin: arguments.PinOption = None,
+    seed: arguments.SeedOption = 0,
+    time_limit: arguments.TimeLimitOption = 60.0,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the plan there.")] = None,
+    as_json: arguments.JsonOption = False,
+) -> None:
+    """Plan a model's training step for a cluster; needs none of its hardware."""
+    job = find_job(model, batch)
+    sizes, pins = arguments.parse_mesh(mesh), arguments.parse_pins(pin)
+    target = None if cluster is None else parse_cluster(cluster)
+    with screen.stages(quiet=as_json) as progress:
+        made = api.plan(
+            job.step,
+            *job.args,
+            cluster=target,
+            memory=memory,
+            mesh=sizes,
+            search=search,
+            pins=pins,
+            seed=seed,
+            time_limit=time_limit,
+            progress=progress,
+        )
+    if save is not None:
+        made.save(save)
+    if as_json:
+        typer.echo(to_json(made), nl=False)
+        return
+    screen.show(renderable(made))
+    if save is not None:
+        screen.note(f"saved to {save}")

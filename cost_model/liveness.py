@@ -1,0 +1,260 @@
+"""The walk that finds when each value is written and last read; ``memory`` states the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+from autopar.cost_model.fusion import FusionBorders, all_bodies
+from autopar.cost_model.schedule import Kernel, kernels, schedule
+from autopar.cost_model.work import KINDS, itemsize
+from autopar.passes.rules import Region, regions
+
+Atom = Var | Literal
+
+_HEAVY_KINDS = frozenset(("dot", "conv", "gather", "linalg"))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A buffer to be: ``kind`` is ``input``, ``value`` or ``hoisted``."""
+
+    var: Var
+    start: int
+    end: int
+    kind: str
+    scale: float = 1.0
+
+
+@dataclass
+class Walk:
+    """Runs the kernels of a step in order, and notes starts and uses.
+
+    Attributes:
+      in_place: output values (looked through views) and the donated inputs they replace.
+      clock: the next instant. ran: the equation of every instant so far.
+      backward: whether each instant belongs to the backward pass; tail: whether only light work
+        follows it (the optimiser's side of the step).
+      alias: values that live in another one's buffer.
+    """
+
+    borders: FusionBorders
+    in_place: Mapping[Var, Var]
+    ran: list[JaxprEqn] = field(default_factory=list[JaxprEqn])
+    backward: list[bool] = field(default_factory=list[bool])
+    tail: list[bool] = field(default_factory=list[bool])
+    starts: dict[Var, int] = field(default_factory=dict[Var, int])
+    first_use: dict[Var, int] = field(default_factory=dict[Var, int])
+    last_use: dict[Var, int] = field(default_factory=dict[Var, int])
+    busy: set[Var] = field(default_factory=set[Var])
+    alias: dict[Var, Var] = field(default_factory=dict[Var, Var])
+    instant_of: dict[Var, int] = field(default_factory=dict[Var, int])
+    hoisted: list[Span] = field(default_factory=list[Span])
+    taken: list[tuple[Var, int]] = field(default_factory=list[tuple[Var, int]])
+
+    @property
+    def clock(self) -> int:
+        return len(self.ran)
+
+    def resolve(self, var: Var) -> Var:
+        """The variable whose buffer holds ``var``."""
+        while True:
+            root = self.borders.root(var)
+            if root not in self.alias:
+                return root
+            var = self.alias[root]
+
+    def body(
+        self, jaxpr: Jaxpr, backward: bool, tail: bool, in_place: Mapping[Var, Var] | None = None
+    ) -> None:
+        """Runs one jaxpr. ``in_place`` is given for the whole step only."""
+        program = kernels(jaxpr.eqns, self.borders)
+        outputs = [self.borders.root(v) for v in jaxpr.outvars if isinstance(v, Var)]
+        tails = _tails(program) if in_place is not None else None
+        for kernel in schedule(program, outputs, in_place or {}):
+            late = tail if tails is None else tails[kernel.eqn.outvars[0]]
+            back = backward or "transpose(" in str(kernel.eqn.source_info.name_stack)
+            if kernel.is_region:
+                self._region(kernel.eqn, back, late)
+            else:
+                self._run(kernel, back, late)
+        self._place_fused(jaxpr)
+
+    def _tick(self, eqn: JaxprEqn, backward: bool, tail: bool) -> int:
+        self.ran.append(eqn)
+        self.backward.append(backward)
+        self.tail.append(tail)
+        self.instant_of.setdefault(eqn.outvars[0], self.clock - 1)
+        return self.clock - 1
+
+    def _write(self, var: Var, instant: int) -> None:
+        self.starts.setdefault(self.resolve(var), instant)
+
+    def _read(self, atom: Atom, instant: int) -> None:
+        if isinstance(atom, Var):
+            root = self.resolve(atom)
+            self.first_use.setdefault(root, instant)
+            self.last_use[root] = max(instant, self.last_use.get(root, 0))
+            if not self.tail[instant]:
+                self.busy.add(root)
+
+    def _run(self, kernel: Kernel, backward: bool, tail: bool) -> None:
+        instant = self._tick(kernel.eqn, backward, tail)
+        for var in kernel.needs:
+            self._read(var, instant)
+        for var in kernel.writes:
+            self._write(var, instant)
+
+    def _region(self, eqn: JaxprEqn, backward: bool, tail: bool) -> None:
+        nested = regions(eqn) or ()
+        if len(nested) == 1 and nested[0].trips == 1 and not nested[0].carries:
+            self._inline(eqn, nested[0], backward, tail)
+        else:
+            self._loop(eqn, nested, backward, tail)
+
+    def _inline(self, eqn: JaxprEqn, region: Region, backward: bool, tail: bool) -> None:
+        """A body that runs once: its inputs are the operands, its results the equation's."""
+        self.instant_of[eqn.outvars[0]] = self.clock
+        for link in region.inputs:
+            if isinstance(link.inner, Var) and isinstance(link.outer, Var):
+                self.alias[link.inner] = link.outer
+        for link in region.outputs:
+            self._give_out(region, link.inner, link.outer)
+        self.body(region.body, backward, tail)
+        for var in eqn.outvars:
+            if self.resolve(var) is var:  # a literal
+                self._write(var, max(0, self.clock - 1))
+
+    def _give_out(self, region: Region, inner: Atom, outer: Atom) -> None:
+        """Lets a value made in the body live in the buffer of the result it becomes."""
+        if not isinstance(inner, Var) or not isinstance(outer, Var):
+            return
+        root = self.borders.root(inner)
+        made = any(root in eqn.outvars for eqn in region.body.eqns)
+        if made and root not in self.alias:
+            self.alias[root] = outer
+        elif self.resolve(root) is not outer and outer not in self.alias:
+            self.alias[outer] = root
+
+    def _loop(self, eqn: JaxprEqn, nested: tuple[Region, ...], backward: bool, tail: bool) -> None:
+        """A loop or branch: its results are there from start to end."""
+        start = self._tick(eqn, backward, tail)
+        for var in eqn.outvars:
+            self._write(var, start)
+        carried = max(len(region.carries) for region in nested)
+        initial: list[Atom] = []
+        for region in nested:
+            initial = initial or self._carry_in(eqn, region, carried)
+            self._enter(region, carried, eqn)
+            hoists = _hoisted_casts(region)
+            self.body(region.body, backward, tail)
+            for _, out in region.carries:
+                self._read(out, self.clock - 1)
+            self.hoisted.extend(
+                Span(var, start, self.clock, "hoisted", region.trips) for var in hoists
+            )
+        end = self._tick(eqn, backward, tail)
+        for atom in initial:
+            self._read(atom, start)
+            if isinstance(atom, Var):
+                self.taken.append((self.resolve(atom), start))
+        for atom in eqn.invars:
+            if not any(atom is other for other in initial):
+                self._read(atom, end)
+
+    def _carry_in(self, eqn: JaxprEqn, region: Region, carried: int) -> list[Atom]:
+        """The operands that are initial carries."""
+        inner = {into for into, _ in region.carries}
+        return [link.outer for link in region.inputs if link.inner in inner] if carried else []
+
+    def _enter(self, region: Region, carried: int, eqn: JaxprEqn) -> None:
+        """Carries live in the results' buffers, other inputs in the operands'."""
+        carries = [into for into, _ in region.carries]
+        if carried and not carries:  # a while loop's condition: carries come last
+            carries = [link.inner for link in region.inputs[-carried:]]
+        position = {into: i for i, into in enumerate(carries)}
+        for link in region.inputs:
+            if not isinstance(link.inner, Var):
+                continue
+            if link.inner in position:
+                self.alias[link.inner] = eqn.outvars[position[link.inner]]
+            elif isinstance(link.outer, Var):
+                self.alias[link.inner] = link.outer
+        for link in region.outputs[len(region.carries) :]:
+            made = isinstance(link.inner, Var) and any(
+                self.borders.root(link.inner) in inner.outvars for inner in region.body.eqns
+            )
+            if made:
+                self._give_out(region, link.inner, link.outer)
+
+    def _place_fused(self, jaxpr: Jaxpr) -> None:
+        """Gives equations without an instant that of the first kernel they are computed in."""
+        reach: dict[Var, int] = {}
+        last = max(0, self.clock - 1)
+        for eqn in reversed(jaxpr.eqns):
+            if not eqn.outvars:
+                continue
+            instant = self.instant_of.get(eqn.outvars[0])
+            if instant is None:
+                instant = min(reach.get(var, last) for var in eqn.outvars)
+                self.instant_of[eqn.outvars[0]] = instant
+            for atom in eqn.invars:
+                if isinstance(atom, Var):
+                    reach[atom] = min(instant, reach.get(atom, instant))
+
+    def spans(self, jaxpr: Jaxpr) -> Iterator[Span]:
+        """The buffers, inputs first; call it after ``body``."""
+        last = max(0, self.clock - 1)
+        inputs = (*jaxpr.constvars, *jaxpr.invars)
+        for var in inputs:
+            yield Span(var, 0, last, "input")
+        outputs = {self.resolve(v) for v in jaxpr.outvars if isinstance(v, Var)}
+        replaces = {self.resolve(out): source for out, source in self.in_place.items()}
+        taken = dict(self.taken)
+        for var, start in self.starts.items():
+            if var in replaces and start >= self.last_use.get(replaces[var], 0):
+                continue  # written where the donated input was
+            end = last if var in outputs else max(start, self.last_use.get(var, start))
+            if var not in outputs and taken.get(var) == end and end > start:
+                end -= 1  # it becomes the loop's carry
+            yield Span(var, start, end, "value", 0.5 if var in self.borders.narrow else 1.0)
+        yield from self.hoisted
+
+
+def _tails(program: tuple[Kernel, ...]) -> dict[Var, bool]:
+    """For each kernel's first result, whether nothing heavy reads what it leads to."""
+    tail: dict[Var, bool] = {}
+    used: dict[Var, bool] = {}
+    for kernel in reversed(program):
+        late = not _is_heavy(kernel.eqn) and all(used.get(var, True) for var in kernel.writes)
+        tail[kernel.eqn.outvars[0]] = late
+        for var in kernel.needs:
+            used[var] = used.get(var, True) and late
+    return tail
+
+
+def _is_heavy(eqn: JaxprEqn) -> bool:
+    inner = (e for body in all_bodies((eqn,)) for e in body.eqns)
+    return any(
+        KINDS.get(e.primitive.name) in _HEAVY_KINDS or e.primitive.name == "scatter-add"
+        for e in (eqn, *inner)
+    )
+
+
+def _hoisted_casts(region: Region) -> list[Var]:
+    """Results of narrowing casts that are all a body does with something it scans over."""
+    stacked = {link.inner for link in region.inputs if link.stacked}
+    users: dict[Atom, list[JaxprEqn]] = {}
+    for eqn in region.body.eqns:
+        for atom in eqn.invars:
+            if isinstance(atom, Var) and atom in stacked:
+                users.setdefault(atom, []).append(eqn)
+    return [
+        found[0].outvars[0]
+        for found in users.values()
+        if len(found) == 1
+        and found[0].primitive.name == "convert_element_type"
+        and itemsize(found[0].outvars[0].aval) < itemsize(found[0].invars[0].aval)
+    ]
