@@ -255,5 +255,5 @@ class Parallelized(Generic[Args, Result]):
     def _bind(self, args: tuple[Any, ...]) -> PlannedStep:
         traced = trace(self._step, *args, donate=self._donate)
         chosen = self._given or _plan_traced(traced, **self._options)
-        self._bound = PlannedStep(traced, chosen, self._devices)
+        self._bound = PlannedStep(traced, chosen, self._devices, self._backend)
         return self._bound

@@ -151,6 +151,6 @@ def _shape(value: object) -> tuple[int, ...]:
 def _check_keys(data: Mapping[str, Any], known: Collection[str], prefix: str) -> None:
     for key in data:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             raise ClusterError(f"{prefix}{key} is not known{hint} (known: {', '.join(known)})")

@@ -58,6 +58,21 @@ def equation_seconds(
             vector_ops += 2.0 * math.prod(dims)
         else:
             matmul_s = _matmul_seconds(dims, work, chip)
+    moved = _moved_bytes(work, operands, results, reads, writes)
+    vector_s = vector_ops / chip.vector_flops
+    if not moved:
+        vector_s *= SHOWING
+    seconds = max(matmul_s, vector_s, moved / chip.hbm_bandwidth)
+    return chip.time_scale * seconds + (chip.launch_s if any(writes) else 0.0)
+
+
+def _moved_bytes(
+    work: Work,
+    operands: tuple[Shape, ...],
+    results: tuple[Shape, ...],
+    reads: Sequence[float],
+    writes: Sequence[bool],
+) -> float:
     moved = 0.0
     for index, times in enumerate(reads):
         if times:
@@ -65,11 +80,7 @@ def equation_seconds(
     for index, written in enumerate(writes):
         if written:
             moved += work.result_bytes(index, operands, results)
-    vector_s = vector_ops / chip.vector_flops
-    if not moved:
-        vector_s *= SHOWING
-    seconds = max(matmul_s, vector_s, moved / chip.hbm_bandwidth)
-    return chip.time_scale * seconds + (chip.launch_s if any(writes) else 0.0)
+    return moved
 
 
 def _matmul_seconds(dims: tuple[int, int, int, int], work: Work, chip: Chip) -> float:

@@ -8,8 +8,8 @@ A static analysis of one jaxpr, before sharding, after XLA:TPU's habits (measure
    except *cheap* ones: constants, iota, and broadcasts of scalars. A one-hot scatter (the gradient
    of ``take_along_axis``) is elementwise.
 3. A matmul's or convolution's buffer moves down its chain of single-user elementwise consumers of
-   its size (output fusion), stopping before a widening convert with several users. Where two chains
-   meet, the later one goes on.
+   its size (output fusion) to the last of its narrowest values: converts to wider types are left to
+   the consumers. Where two chains meet, the later one goes on.
 4. Any other elementwise value is recomputed in each consumer, unless it has two or more consumers,
    two or more full-size non-input ancestors, and those ancestors' bytes exceed 2.25 times its own.
 5. Inputs lie in memory, results are written, both for the whole step and for every region's body.

@@ -153,12 +153,14 @@ class FusionGraph:
         for eqn in reversed(self.jaxpr.eqns):
             if KINDS.get(eqn.primitive.name) not in ("dot", "conv"):
                 continue
-            here = eqn.outvars[0]
-            while (step := self._next_in_chain(here, needed)) is not None and step not in moved:
-                moved[here] = False
-                here = step
-            if here is not eqn.outvars[0]:
-                moved[here] = True
+            chain = [eqn.outvars[0]]
+            while (step := self._next_in_chain(chain[-1], needed)) and step not in moved:
+                chain.append(step)
+            narrowest = min(map(itemsize_of, chain))
+            while itemsize_of(chain[-1]) > narrowest:
+                chain.pop()
+            if len(chain) > 1:
+                moved |= {var: var is chain[-1] for var in chain}
         return moved
 
     def _next_in_chain(self, var: Var, needed: set[Var]) -> Var | None:

@@ -28,6 +28,7 @@ class Chip:
       time_scale: measured time over roofline time: the one fitted constant of a generation.
       matmul_tile: matmul dimensions round up to this (the side of the systolic array).
       matmul_half_k: contraction length at which a matmul reaches half of its large-K rate.
+      vmem_bytes: on-chip memory that short-lived values may stay in (``Timeline.profile``).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Chip:
     time_scale: float = 1.3
     matmul_tile: int = 128
     matmul_half_k: int = 64
+    vmem_bytes: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -67,7 +69,7 @@ class Chip:
 HELD_BACK = 0.12
 """8 % of device memory that XLA:TPU keeps, and up to 4 % lost to fragmentation (measured, v5e)."""
 
-_MAY_BE_ZERO = frozenset({"launch_s", "host_bytes", "matmul_half_k"})
+_MAY_BE_ZERO = frozenset({"launch_s", "host_bytes", "matmul_half_k", "vmem_bytes"})
 
 
 @dataclass(frozen=True, slots=True)

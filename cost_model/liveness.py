@@ -121,22 +121,24 @@ class Walk:
             if isinstance(link.inner, Var) and isinstance(link.outer, Var):
                 self.alias[link.inner] = link.outer
         for link in region.outputs:
-            self._give_out(region, link.inner, link.outer)
+            inner, outer = link.inner, link.outer
+            if not isinstance(inner, Var) or not isinstance(outer, Var):
+                continue
+            if not self._give_out(region, inner, outer) and outer not in self.alias:
+                self.alias[outer] = inner  # handed through, or given out already
         self.body(region.body, backward, tail)
         for var in eqn.outvars:
             if self.resolve(var) is var:  # a literal
                 self._write(var, max(0, self.clock - 1))
 
-    def _give_out(self, region: Region, inner: Atom, outer: Atom) -> None:
+    def _give_out(self, region: Region, inner: Var, outer: Var) -> bool:
         """Lets a value made in the body live in the buffer of the result it becomes."""
-        if not isinstance(inner, Var) or not isinstance(outer, Var):
-            return
         root = self.borders.root(inner)
         made = any(root in eqn.outvars for eqn in region.body.eqns)
         if made and root not in self.alias:
             self.alias[root] = outer
-        elif self.resolve(root) is not outer and outer not in self.alias:
-            self.alias[outer] = root
+            return True
+        return False
 
     def _loop(self, eqn: JaxprEqn, nested: tuple[Region, ...], backward: bool, tail: bool) -> None:
         """A loop or branch: its results are there from start to end."""
@@ -144,9 +146,8 @@ class Walk:
         for var in eqn.outvars:
             self._write(var, start)
         carried = max(len(region.carries) for region in nested)
-        initial: list[Atom] = []
+        initial = [atom for region in nested for atom in _initial_carries(region)]
         for region in nested:
-            initial = initial or self._carry_in(eqn, region, carried)
             self._enter(region, carried, eqn)
             hoists = _hoisted_casts(region)
             self.body(region.body, backward, tail)
@@ -164,11 +165,6 @@ class Walk:
             if not any(atom is other for other in initial):
                 self._read(atom, end)
 
-    def _carry_in(self, eqn: JaxprEqn, region: Region, carried: int) -> list[Atom]:
-        """The operands that are initial carries."""
-        inner = {into for into, _ in region.carries}
-        return [link.outer for link in region.inputs if link.inner in inner] if carried else []
-
     def _enter(self, region: Region, carried: int, eqn: JaxprEqn) -> None:
         """Carries live in the results' buffers, other inputs in the operands'."""
         carries = [into for into, _ in region.carries]
@@ -183,10 +179,7 @@ class Walk:
             elif isinstance(link.outer, Var):
                 self.alias[link.inner] = link.outer
         for link in region.outputs[len(region.carries) :]:
-            made = isinstance(link.inner, Var) and any(
-                self.borders.root(link.inner) in inner.outvars for inner in region.body.eqns
-            )
-            if made:
+            if isinstance(link.inner, Var) and isinstance(link.outer, Var):
                 self._give_out(region, link.inner, link.outer)
 
     def _place_fused(self, jaxpr: Jaxpr) -> None:
@@ -221,6 +214,12 @@ class Walk:
                 end -= 1  # it becomes the loop's carry
             yield Span(var, start, end, "value", 0.5 if var in self.borders.narrow else 1.0)
         yield from self.hoisted
+
+
+def _initial_carries(region: Region) -> list[Atom]:
+    """The operands that a loop's carries start from."""
+    inner = {into for into, _ in region.carries}
+    return [link.outer for link in region.inputs if link.inner in inner]
 
 
 def _tails(program: tuple[Kernel, ...]) -> dict[Var, bool]:

@@ -191,13 +191,15 @@ def liveness(
             in_place.setdefault(borders.root(out), top.invars[source])
     walk = Walk(borders, in_place)
     walk.body(top, backward=False, tail=False, in_place=in_place)
+    return _timeline(walk, top, dict(zip(top.invars, in_categories, strict=True)), bf16_dots)
+
+
+def _timeline(walk: Walk, top: Jaxpr, inputs: Mapping[Var, str], bf16_dots: bool) -> Timeline:
     spans = tuple(walk.spans(top))
-    category = _Categories(walk, dict(zip(top.invars, in_categories, strict=True)), top)
+    category = _Categories(walk, inputs, top)
     return Timeline(
         buffers=tuple(
-            Buffer(
-                s.var, s.start, s.end, category.of(s), s.scale if bf16_dots or s.scale > 1 else 1.0
-            )
+            Buffer(s.var, s.start, s.end, category.of(s), s.scale if bf16_dots else max(1, s.scale))
             for s in spans
         ),
         kernels=tuple(walk.ran),
@@ -206,7 +208,7 @@ def liveness(
             s.var: (walk.first_use.get(s.var, s.start), walk.last_use.get(s.var, s.start))
             for s in spans
         },
-        roots={var: walk.resolve(var) for var in (*borders.roots, *walk.alias)},
+        roots={var: walk.resolve(var) for var in (*walk.borders.roots, *walk.alias)},
     )
 
 

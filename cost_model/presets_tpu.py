@@ -28,6 +28,7 @@ def _tpu(
     pcie: float,
     time_scale: float = 1.3,  # [E] between the two generations that were measured
     tile: int = 128,
+    vmem_mib: int = 0,
 ) -> Chip:
     """Units: TFLOP/s, GiB, GB/s. An f32 matmul is one bf16 pass, at HIGHEST six [B]."""
     return Chip(
@@ -45,6 +46,7 @@ def _tpu(
         launch_s=0.2 * MICRO,  # [E] kernels of one TPU program follow each other without the host
         time_scale=time_scale,
         matmul_tile=tile,
+        vmem_bytes=vmem_mib * 2**20,
     )
 
 
@@ -106,6 +108,7 @@ TPUS: dict[str, Preset] = {
             host_gib=512 / 8,  # [G] host of 8 chips
             pcie=16,  # [B]
             time_scale=1.37,  # [M] median error 2.3 %
+            vmem_mib=112,  # [M] of 128
         ),
         Torus(
             standard=_SLICES_2D,
@@ -152,6 +155,7 @@ TPUS: dict[str, Preset] = {
             pcie=32,  # [B]
             time_scale=1.5,  # [M] "about 1.5"
             tile=256,  # [B] 256 x 256 systolic array
+            vmem_mib=112,  # [E] as v5e
         ),
         Torus(
             standard=_SLICES_2D,

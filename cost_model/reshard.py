@@ -25,6 +25,9 @@ latency. With ``coalesced=True`` (gradients and the like, many of which are read
 latency is charged in that proportion; a collective that stands alone in a chain of dependent ones
 pays it in full.
 
+The closure may go through an axis that is B at both ends (slice, reduce the part, gather again:
+the links of two axes share the work). ``Resharder.path`` says so, and what lowers it must follow.
+
 The closure over all layouts is Floyd-Warshall in min-plus matrices: built in ``_closure``.
 """
 

@@ -21,7 +21,7 @@ from jax.extend.core import JaxprEqn, Literal, Var
 from autopar.cost_model.fusion import FusionBorders
 from autopar.cost_model.work import KINDS, aval_bytes
 
-SMALL_BYTES = 4096
+SMALL_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)

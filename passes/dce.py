@@ -69,22 +69,23 @@ def _prune_scan(eqn: JaxprEqn, used: Mask) -> JaxprEqn:
 def _prune_while(eqn: JaxprEqn, used: Mask) -> JaxprEqn:
     """A carry lives if it is read after the loop, by the condition, or by a live carry's update."""
     p = eqn.params
-    cond, body = p["cond_jaxpr"].jaxpr, p["body_jaxpr"].jaxpr
+    whole: Jaxpr = p["cond_jaxpr"].jaxpr
     n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
-    _, cond_reads = prune(cond, [True], [False] * len(cond.invars))
-    live = [u or r for u, r in zip(used, cond_reads[n_cond:], strict=True)]
+    cond, cond_in = prune(whole, [True], [False] * len(whole.invars))
+    live = [u or r for u, r in zip(used, cond_in[n_cond:], strict=True)]
     used_in: Mask = []
-    smaller = body
+    body: Jaxpr = p["body_jaxpr"].jaxpr
     for _ in range(len(live) + 1):
-        smaller, used_in = prune(body, live, [False] * n_body + live)
+        body, used_in = prune(p["body_jaxpr"].jaxpr, live, [False] * n_body + live)
         if used_in[n_body:] == live:
             break
         live = used_in[n_body:]
-    cond, cond_in = prune(cond, [True], [False] * n_cond + live)
+    cond_in = cond_in[:n_cond] + live
+    cond = cond.replace(invars=list(compress(whole.invars, cond_in)))
     params = dict(
         p,
         cond_jaxpr=ClosedJaxpr(cond, p["cond_jaxpr"].consts),
-        body_jaxpr=ClosedJaxpr(smaller, p["body_jaxpr"].consts),
+        body_jaxpr=ClosedJaxpr(body, p["body_jaxpr"].consts),
         cond_nconsts=sum(cond_in[:n_cond]),
         body_nconsts=sum(used_in[:n_body]),
     )
@@ -95,12 +96,13 @@ def _prune_cond(eqn: JaxprEqn, used: Mask) -> JaxprEqn:
     """An operand lives if a branch reads it."""
     branches: tuple[ClosedJaxpr, ...] = eqn.params["branches"]
     none = [False] * (len(eqn.invars) - 1)
-    reads = [prune(branch.jaxpr, used, none)[1] for branch in branches]
-    used_in = [any(column) for column in zip(*reads, strict=True)]
-    pruned = tuple(
-        ClosedJaxpr(prune(branch.jaxpr, used, used_in)[0], branch.consts) for branch in branches
+    pruned = [prune(branch.jaxpr, used, none) for branch in branches]
+    used_in = [any(reads) for reads in zip(*(mask for _, mask in pruned), strict=True)]
+    alike = tuple(
+        ClosedJaxpr(body.replace(invars=list(compress(old.jaxpr.invars, used_in))), old.consts)
+        for (body, _), old in zip(pruned, branches, strict=True)
     )
-    return _smaller(eqn, [True, *used_in], used, dict(eqn.params, branches=pruned))
+    return _smaller(eqn, [True, *used_in], used, dict(eqn.params, branches=alike))
 
 
 def _prune_remat(eqn: JaxprEqn, used: Mask) -> JaxprEqn:

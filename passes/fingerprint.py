@@ -105,7 +105,7 @@ class _Writer:
         kind = type(value).__name__
         if isinstance(value, jax.sharding.NamedSharding):
             mesh = ", ".join(f"{name}={size}" for name, size in value.mesh.shape.items())
-            return f"NamedSharding({mesh}; {value.spec})"
+            return f"NamedSharding({mesh}; {value.spec}; {value.memory_kind})"
         if isinstance(value, Mapping):
             return "{" + self.items((str(k), v) for k, v in value.items()) + "}"
         if isinstance(value, AbstractSet):

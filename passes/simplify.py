@@ -4,8 +4,9 @@ Before: a closed jaxpr as JAX traced it. After:
 
 * calls (``jit``, ``custom_jvp_call`` and the like) are inlined, in nested bodies too; a ``jit``
   that specifies shardings stays, as a region;
-* every ``Var``, in nested bodies too, is bound exactly once in the whole step;
-* array constants are constants of the outermost jaxpr alone: bodies get them as inputs;
+* every ``Var``, in nested regions too, is bound exactly once in the whole step;
+* array constants are constants of the outermost jaxpr alone: regions get them as inputs (a ``jit``
+  that stays keeps its own);
 * what nobody reads is gone (see ``dce``); the inputs and results of the step are unchanged;
 * an equation's name stack is relative to the region it stands in, as JAX has it, and begins with
   the name stacks of the calls it was inlined from, so ``transpose(jvp(...))`` marks survive.
@@ -98,9 +99,10 @@ def _inline(
         placed = eqn.replace(invars=[_read(env, atom) for atom in eqn.invars])
         if caller is not None:
             placed = _called_from(caller, jaxpr, placed)
-        body = _call_body(eqn)
-        if body is not None:
-            inner: Env = dict(zip(body.jaxpr.invars, placed.invars, strict=True))
+        call = _call(placed)
+        if call is not None:
+            body, operands = call
+            inner: Env = dict(zip(body.jaxpr.invars, operands, strict=True))
             results = _inline(scope, body.jaxpr, body.consts, inner, placed)
             env.update(zip(eqn.outvars, results, strict=True))
             continue
@@ -117,13 +119,26 @@ def _read(env: Env, atom: Atom) -> Atom:
     return atom if isinstance(atom, Literal) else env[atom]
 
 
-def _call_body(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """What a call is inlined as, or ``None`` if ``eqn`` stays as it is."""
+def _call(eqn: JaxprEqn) -> tuple[ClosedJaxpr, Sequence[Atom]] | None:
+    """What a call is inlined as: a body and its operands. ``None`` if ``eqn`` stays as it is."""
+    if eqn.primitive.name == "custom_linear_solve":
+        return _solve_call(eqn)
     name = CALLS.get(eqn.primitive.name)
     if name is None or has_shardings(eqn):
         return None
     body = eqn.params[name]
-    return ClosedJaxpr(body, ()) if isinstance(body, Jaxpr) else body
+    return (ClosedJaxpr(body, ()) if isinstance(body, Jaxpr) else body), eqn.invars
+
+
+def _solve_call(eqn: JaxprEqn) -> tuple[ClosedJaxpr, Sequence[Atom]]:
+    """A custom linear solve runs its ``solve``, on that function's constants and the right sides.
+
+    Operands are the constants of its functions, in the order of the tuple, and the right sides.
+    """
+    lengths = eqn.params["const_lengths"]
+    start = lengths.matvec + lengths.vecmat
+    sides = eqn.invars[sum(lengths) :]
+    return eqn.params["jaxprs"].solve, (*eqn.invars[start : start + lengths.solve], *sides)
 
 
 def has_shardings(eqn: JaxprEqn) -> bool:

@@ -23,8 +23,8 @@ from autopar.core.errors import AutoparError, OptionError, TraceError
 from autopar.passes.fingerprint import aval_text, fingerprint, function_name
 from autopar.passes.simplify import simplify
 
-_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "haiku", "equinox")
-"""Packages, besides autopar itself, whose frames are not the user's own code."""
+_INSTALLED = re.compile(r"(site|dist)-packages[\\/](jax|jaxlib|flax|optax|chex|haiku|equinox)[\\/]")
+"""Files, besides JAX's and autopar's own, that are not the user's code."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,9 @@ def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (
       OptionError: ``donate`` names an argument that is not there.
     """
     _check_call(fn, abstract_args, donate)
+    names = _names(fn, len(abstract_args))
     in_paths = tuple(
-        path
-        for name, arg in zip(_names(fn, len(abstract_args)), abstract_args, strict=True)
-        for path in _paths(name, arg)
+        path for name, arg in zip(names, abstract_args, strict=True) for path in _paths(name, arg)
     )
     leaves, in_tree = jax.tree.flatten(abstract_args)
     args = in_tree.unflatten(map(_abstract, in_paths, leaves))
@@ -100,7 +99,7 @@ def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (
         in_tree=in_tree,
         out_tree=jax.tree.structure(out),
         donated=tuple(i in donate for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)),
-        ties=_ties(args, out, donate),
+        ties=_ties(args, names, out, donate),
     )
 
 
@@ -183,26 +182,40 @@ def _abstract(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
     )
 
 
-def _ties(args: Sequence[Any], out: Any, donate: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Ties each argument, leaf by leaf, to the first output subtree that is like it."""
+def _ties(
+    args: Sequence[Any], names: Sequence[str], out: Any, donate: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Ties arguments, leaf by leaf, to results that are like them.
+
+    An argument goes to a result of its own name, if there is one, else to the first that is left.
+    """
     starts = np.cumsum([0, *(len(jax.tree.leaves(arg)) for arg in args)]).tolist()
-    children = jax.tree.leaves(out, is_leaf=lambda node: node is not out)
-    subtrees = [(0, out)] if len(children) != 1 or children[0] is not out else []
-    offset = 0
-    for child in children:
-        subtrees.append((offset, child))
-        offset += len(jax.tree.leaves(child))
+    candidates = _subtrees(out)
     ties: list[tuple[int, int]] = []
+    waiting = list(donate or range(len(args)))
     taken: set[int] = set()
-    for index in donate or range(len(args)):
-        for start, subtree in subtrees:
-            count = len(jax.tree.leaves(subtree))
-            span = range(start, start + count)
-            if count and taken.isdisjoint(span) and _alike(args[index], subtree):
-                taken.update(span)
-                ties.extend((start + k, starts[index] + k) for k in range(count))
-                break
+    for by_name in (True, False):
+        for index in tuple(waiting):
+            for name, start, subtree in candidates:
+                span = range(start, start + len(jax.tree.leaves(subtree)))
+                wanted = name == names[index] or not by_name
+                if wanted and span and taken.isdisjoint(span) and _alike(args[index], subtree):
+                    taken.update(span)
+                    ties.extend(zip(span, range(starts[index], starts[index + 1]), strict=True))
+                    waiting.remove(index)
+                    break
     return tuple(sorted(ties))
+
+
+def _subtrees(out: Any) -> list[tuple[str, int, Any]]:
+    """The result and its top-level parts: name, first flat output, tree."""
+    found = [("", 0, out)]
+    start = 0
+    for path, child in jax.tree.leaves_with_path(out, is_leaf=lambda node: node is not out):
+        if path:
+            found.append((jax.tree_util.keystr(path, simple=True), start, child))
+        start += len(jax.tree.leaves(child))
+    return found
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -218,9 +231,7 @@ def _is_library(filename: str) -> bool:
     own = os.path.dirname(os.path.dirname(__file__))
     if filename.startswith(own + os.sep):
         return not filename.startswith(os.path.join(own, "models", ""))
-    return compat.is_library_file(filename) or any(
-        f"site-packages/{name}/" in filename.replace(os.sep, "/") for name in _LIBRARIES
-    )
+    return compat.is_library_file(filename) or bool(_INSTALLED.search(filename))
 
 
 def _explain(fn: Callable[..., Any], error: Exception) -> str:
@@ -231,7 +242,7 @@ def _explain(fn: Callable[..., Any], error: Exception) -> str:
             "Python decides here on a value that exists only when the step runs: use jnp.where to "
             "choose between values, jax.lax.cond between computations, jax.lax.while_loop to loop"
         )
-    elif isinstance(error, jax.errors.JAXTypeError):
+    elif isinstance(error, (jax.errors.JAXTypeError, jax.errors.JAXIndexError)):
         advice = (
             "Python needs here a value that exists only when the step runs: stay with jax.numpy, "
             "and take what shapes the program (sizes, flags, names) from outside the arguments"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import typer
 
-from autopar.core.errors import ClusterError, PinError
+from autopar.core.errors import ClusterError, OptionError, PinError
 from autopar.search.options import SEARCHES
 
 ModelArgument = Annotated[
@@ -40,6 +41,14 @@ BatchOption = Annotated[
     int | None,
     typer.Option("--batch", min=1, help="Global batch size.", show_default="the model's own"),
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Change a preset's configuration: layers=2, remat=true. May be repeated.",
+    ),
+]
 MeshOption = Annotated[
     str | None,
     typer.Option(
@@ -65,6 +74,24 @@ SearchOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="What random numbers are drawn from.")]
+
+
+def parse_overrides(texts: Sequence[str] | None) -> dict[str, Any]:
+    """Reads ``NAME=VALUE`` each: numbers, ``true``, ``false``, and anything else as text.
+
+    Raises:
+      OptionError: a text has no ``=``.
+    """
+    overrides: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise OptionError(f"--set {text!r} is not NAME=VALUE; write e.g. layers=2")
+        try:
+            overrides[name] = json.loads(value)
+        except json.JSONDecodeError:
+            overrides[name] = value
+    return overrides
 
 
 def parse_mesh(text: str | None) -> dict[str, int] | tuple[int, ...] | None:

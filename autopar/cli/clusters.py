@@ -22,12 +22,11 @@ def clusters(as_json: arguments.JsonOption = False) -> None:
     if as_json:
         screen.show_json({name: _as_data(preset) for name, preset in PRESETS.items()})
         return
-    headers = ("preset", "e.g.", "links", "bf16 TFLOP/s", "f32", "memory", "GB/s")
+    headers = ("such as", "links", "bf16 TFLOP/s", "f32", "memory", "GB/s")
     table = screen.table(*headers, right=4)
     for name, preset in PRESETS.items():
         chip = preset.chip
         table.add_row(
-            name,
             f"{name}:{_example(preset.fabric)}",
             _links(preset.fabric),
             f"{chip.bf16_flops / TERA:.4g}",
@@ -58,7 +57,7 @@ def _example(fabric: Fabric) -> str:
 def _links(fabric: Fabric) -> str:
     if isinstance(fabric, Torus):
         pod = "x".join(map(str, fabric.pod))
-        return f"torus up to {pod}, {fabric.link / GIGA:.3g}; between slices {_rate(fabric.dcn)}"
+        return f"torus up to {pod} {_rate(fabric.link)}; network {_rate(fabric.dcn)}"
     if isinstance(fabric, Nodes):
         inside = ", ".join(f"{i.size} by {i.name} {_rate(i.bandwidth)}" for i in fabric.islands)
         return f"{inside}; {fabric.network} {_rate(fabric.egress)}"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from autopar import api
 from autopar.cli import arguments, screen
-from autopar.cli.workloads import Job, find_job
+from autopar.cli.workloads import find_job
 from autopar.core.errors import InfeasibleError
+from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Plan
 from autopar.core.text import format_bytes, format_seconds
-from autopar.cost_model import Cluster, parse_cluster
-from autopar.search.options import BASELINES, Progress
+from autopar.cost_model import Cluster, parse_bytes, parse_cluster
+from autopar.passes.trace import Step, trace
+from autopar.search.options import BASELINES, Options, Progress
+from autopar.search.planner import search
 
 STRATEGIES = ("optimal", *BASELINES)
 
@@ -34,18 +37,23 @@ def compare(
     cluster: arguments.ClusterOption = None,
     memory: arguments.MemoryOption = None,
     batch: arguments.BatchOption = None,
+    overrides: arguments.SetOption = None,
     mesh: arguments.MeshOption = None,
     time_limit: arguments.TimeLimitOption = 60.0,
     as_json: arguments.JsonOption = False,
 ) -> None:
     """Compare the optimal plan with data parallelism, FSDP, Megatron and their mixtures."""
-    job, sizes = find_job(model, batch), arguments.parse_mesh(mesh)
+    job = find_job(model, batch, arguments.parse_overrides(overrides))
+    sizes = arguments.parse_mesh(mesh)
     target = Cluster.detect() if cluster is None else parse_cluster(cluster)
-    given: dict[str, Any] = {"cluster": target, "memory": memory, "mesh": sizes}
-    outcomes: list[Outcome] = []
+    options = Options(
+        mesh=None if sizes is None else MeshSpec.of(sizes),
+        memory_bytes=None if memory is None else parse_bytes(memory),
+        time_limit_s=time_limit,
+    )
     with screen.stages(quiet=as_json) as progress:
-        for search in STRATEGIES:
-            outcomes.append(_outcome(job, search, progress, {**given, "time_limit": time_limit}))
+        step = trace(job.step, *job.args)  # once for all strategies
+        outcomes = [_outcome(step, target, options, name, progress) for name in STRATEGIES]
     if as_json:
         screen.show_json([_as_data(outcome, outcomes[0]) for outcome in outcomes])
     else:
@@ -54,15 +62,17 @@ def compare(
         raise outcomes[0].error or InfeasibleError("no strategy has a plan")
 
 
-def _outcome(job: Job, search: str, progress: Progress, options: dict[str, Any]) -> Outcome:
+def _outcome(
+    step: Step, cluster: Cluster, options: Options, name: str, progress: Progress
+) -> Outcome:
     def tell(line: str) -> None:
-        progress(f"{search}: {line}")
+        progress(f"{name}: {line}")
 
     try:
-        found = api.plan(job.step, *job.args, search=search, progress=tell, **options)
+        found = search(step, cluster, dataclasses.replace(options, search=name, progress=tell))
     except InfeasibleError as error:
-        return Outcome(search, None, error)
-    return Outcome(search, found)
+        return Outcome(name, None, error)
+    return Outcome(name, found)
 
 
 def _as_table(model: str, cluster: Cluster, outcomes: list[Outcome]) -> RenderableType:

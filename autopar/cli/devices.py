@@ -12,13 +12,10 @@ EMULATED = 8
 """Devices emulated where there is no accelerator and no number is asked for."""
 
 
-def start_devices(count: int | None) -> int:
+def start_devices(count: int | None) -> None:
     """Makes ``count`` emulated devices where there is no accelerator.
 
     Must run before anything else uses JAX's devices.
-
-    Returns:
-      How many devices this process has.
 
     Raises:
       ClusterError: there are accelerators, but not ``count`` of them.
@@ -32,4 +29,3 @@ def start_devices(count: int | None) -> int:
             f"--devices {count}: this process has {len(devices)} devices ({kind}); leave --devices "
             f"out to use them all, or set JAX_PLATFORMS=cpu to emulate {count}"
         )
-    return len(devices)

@@ -20,6 +20,7 @@ def plan(
     cluster: arguments.ClusterOption = None,
     memory: arguments.MemoryOption = None,
     batch: arguments.BatchOption = None,
+    overrides: arguments.SetOption = None,
     mesh: arguments.MeshOption = None,
     search: arguments.SearchOption = "optimal",
     pin: arguments.PinOption = None,
@@ -29,7 +30,7 @@ def plan(
     as_json: arguments.JsonOption = False,
 ) -> None:
     """Plan a model's training step for a cluster; needs none of its hardware."""
-    job = find_job(model, batch)
+    job = find_job(model, batch, arguments.parse_overrides(overrides))
     sizes, pins = arguments.parse_mesh(mesh), arguments.parse_pins(pin)
     target = None if cluster is None else parse_cluster(cluster)
     with screen.stages(quiet=as_json) as progress:

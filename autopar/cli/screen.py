@@ -57,7 +57,7 @@ def stages(quiet: bool = False) -> Generator[Callable[[str], None]]:
     if quiet or not console.is_terminal:
         yield _ignore
         return
-    with console.status("starting") as status:
+    with console.status("tracing") as status:
         yield lambda line: status.update(Text(line))
 
 

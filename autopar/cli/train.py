@@ -77,6 +77,7 @@ def train(
     devices: DevicesOption = None,
     steps: StepsOption = 60,
     batch: arguments.BatchOption = None,
+    overrides: arguments.SetOption = None,
     search: arguments.SearchOption = "optimal",
     plan: PlanOption = None,
     check: CheckOption = False,
@@ -87,8 +88,8 @@ def train(
     if plan is not None and search != "optimal":
         raise OptionError("--plan and --search: a plan file is carried out as it is; give one")
     options: dict[str, Any] = {"search": search} if plan is None else {"plan": Plan.load(plan)}
-    device_count = start_devices(devices)
-    workload = find_workload(model)
+    start_devices(devices)
+    workload = find_workload(model, arguments.parse_overrides(overrides))
     trainer = Trainer(workload, batch or workload.batch_size, seed)
     shapes = workload.abstract_batch(trainer.batch_size)
     with screen.stages(quiet=as_json) as progress:
@@ -96,7 +97,7 @@ def train(
         made = step.plan(workload.abstract_state(shapes), shapes)
     if not as_json:
         screen.show(Group(renderable(made), Text()))
-    with screen.steps(f"training, {device_count} devices", steps, quiet=as_json) as done:
+    with screen.steps(f"training, {made.mesh.device_count} devices", steps, quiet=as_json) as done:
         run = trainer.many_devices(step, steps, done)
     difference = None
     if check:

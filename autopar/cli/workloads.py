@@ -20,7 +20,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -80,30 +80,44 @@ class Job:
     workload: Trainable | None
 
 
-def find_job(spec: str, batch: int | None = None) -> Job:
+def find_job(
+    spec: str, batch: int | None = None, overrides: Mapping[str, Any] | None = None
+) -> Job:
     """The job that ``spec`` names, for a global batch of ``batch``.
+
+    Args:
+      overrides: fields of a preset's configuration that are to be otherwise.
 
     Raises:
       OptionError: there is no such preset, module or function, or it returns something else.
     """
     if _names_function(spec):
+        if overrides:
+            raise OptionError(f"--set: {spec} is no preset; change what the function returns")
         made = _call(spec)
         if isinstance(made, tuple):
             return _job_of_pair(spec, cast("tuple[Any, ...]", made), batch)
         workload = _check_workload(spec, made)
     else:
         try:
-            workload = preset(spec)
+            workload = preset(spec, **(overrides or {}))
+            workload.abstract_state()  # a value may be found wrong only when it is used
         except UnknownPreset as error:
             raise OptionError(f"{error} (or write package.module:function)") from None
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"--set: {error}") from None
     size = workload.batch_size if batch is None else batch
     shapes = workload.abstract_batch(size)
     return Job(spec, workload.train_step, (workload.abstract_state(shapes), shapes), workload)
 
 
-def find_workload(spec: str) -> Trainable:
-    """The workload that ``spec`` names; ``OptionError`` if it names none, or cannot be trained."""
-    workload = find_job(spec).workload
+def find_workload(spec: str, overrides: Mapping[str, Any] | None = None) -> Trainable:
+    """As ``find_job``, for training.
+
+    Raises:
+      OptionError: also if what ``spec`` names can be planned only.
+    """
+    workload = find_job(spec, overrides=overrides).workload
     if workload is None:
         raise OptionError(
             f"{spec} gives a step and its arguments, which can be planned but not trained; return "
@@ -138,7 +152,7 @@ def _call(spec: str) -> Any:
             raise OptionError(f"{spec}: module {module_name} has no {function_name!r}")
         found = getattr(found, part)
     if not callable(found):
-        raise OptionError(f"{spec} is a {type(found).__name__}, not a function without arguments")
+        raise OptionError(f"{spec} is {found!r:.60}, not a function without arguments")
     return found()
 
 
@@ -155,7 +169,7 @@ def _job_of_pair(spec: str, made: tuple[Any, ...], batch: int | None) -> Job:
 def _check_workload(spec: str, made: Any) -> Trainable:
     missing = [name for name in _ATTRIBUTES if not hasattr(made, name)]
     if missing:
-        raise _not_a_model(spec, f"a {type(made).__name__} without {', '.join(missing)}")
+        raise _not_a_model(spec, f"{made!r:.60}, without {', '.join(missing)}")
     return made
 
 

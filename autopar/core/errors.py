@@ -42,3 +42,7 @@ class PlanError(AutoparError):
 
 class OptionError(AutoparError):
     """An option has a value autopar does not offer."""
+
+
+class LoweringError(AutoparError):
+    """A plan asks for something that the chosen backend cannot carry out."""

@@ -72,12 +72,12 @@ def show_search(plan: Plan) -> str:
     """How good the plan is known to be, in words."""
     solver = plan.solver
     if solver.status == "optimal":
-        found = "proven optimal"
+        found = f"proven optimal{f' within {100 * solver.gap:.1g} %' if solver.gap else ''}"
         found += " among plans that treat repeated layers alike" if solver.layers_alike else ""
     elif solver.status == "given":
         found = "not searched for"
     elif math.isfinite(solver.gap):
-        found = f"not proven optimal: at most {100 * solver.gap:.2g} % above the best possible"
+        found = f"not proven optimal: the best would be at most {100 * solver.gap:.2g} % faster"
     else:
         found = "not proven optimal"
     return f"{plan.options.get('search', solver.name)}: {found}"
@@ -126,7 +126,8 @@ def _inputs(plan: Plan) -> Table:
         by_role[value.role].append(value)
     for role in sorted(by_role, key=_role_order):
         values = by_role[role]
-        followers = _followers(values, by_role["parameters"]) if role != "parameters" else {}
+        mirrors = role == "optimizer state"
+        followers = _followers(values, by_role["parameters"]) if mirrors else {}
         folder = common_folder(value.path for value in values)
         table.add_row(*_title(role, folder, values, plan.mesh))
         if followers:
@@ -190,29 +191,33 @@ def _rows(
         yield _indent(names), Text(shown), Text(spec), Text(f"[{local}]")
 
 
-def _collectives(plan: Plan) -> Text:
-    """One line for each kind and axis, the slowest first, and what they move."""
-    uses = plan.predicted.collectives
+def _collectives(plan: Plan) -> Group:
+    """A line for each kind and axis, the slowest first, and below it, or beside, what they move."""
     groups: dict[tuple[str, str], list[CollectiveUse]] = defaultdict(list)
-    for use in uses:
+    for use in plan.predicted.collectives:
         groups[use.kind, use.axis].append(use)
-    known = numbers(use.value for use in uses)
+    known = numbers(use.value for use in plan.predicted.collectives)
     wide = max(len("over"), *(len(axis) for _, axis in groups))
-    headers = f"{'communication':20} {'over':{wide}} {'times':>6}  {'each':>11}  {'in all':>8}"
-    text = Text(f"{headers}  {'time':>8}  what", style="bold")
+    header = f"{'communication':20} {'over':{wide}} {'times':>6}  {'each':>11}  {'in all':>8}"
+    lines: list[RenderableType] = [Text(f"{header}  {'time':>8}  what", style="bold")]
     for (kind, axis), group in sorted(
         groups.items(), key=lambda item: (-sum(use.seconds for use in item[1]), item[0])
     ):
-        sizes = [use.bytes for use in group]
-        each = ("<= " if min(sizes) < max(sizes) else "") + format_bytes(max(sizes))
-        times, total = sum(u.count for u in group), sum(u.bytes * u.count for u in group)
-        row = f"\n  {kind:18} {axis:{wide}} {times:>6}  {each:>11}  {format_bytes(total):>8}"
-        row += f"  {format_seconds(sum(use.seconds for use in group)):>8}"
-        moved = _moved(group, known)
-        text.append(row, style="not bold default")
-        fits = len(row) + len(moved) <= WIDTH - 2
-        text.append(f"  {moved}" if fits else f"\n    {moved}", style="not bold dim")
-    return text
+        row = Text(f"  {kind:18} {axis:{wide}} {_amounts(group)}")
+        moved = Text(_moved(group, known), style="dim")
+        if len(row) + len(moved) + 2 <= WIDTH:
+            lines.append(row.append("  ").append(moved))
+        else:
+            lines += [row, Padding(moved, (0, 0, 0, 4))]
+    return Group(*lines)
+
+
+def _amounts(uses: Sequence[CollectiveUse]) -> str:
+    sizes = [use.bytes for use in uses]
+    each = ("<= " if min(sizes) < max(sizes) else "") + format_bytes(max(sizes))
+    total = format_bytes(sum(use.bytes * use.count for use in uses))
+    seconds = format_seconds(sum(use.seconds for use in uses))
+    return f"{sum(use.count for use in uses):>6}  {each:>11}  {total:>8}  {seconds:>8}"
 
 
 def _moved(uses: Sequence[CollectiveUse], known: Numbers) -> str:

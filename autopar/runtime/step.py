@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,10 +12,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from autopar.core.errors import ClusterError, OptionError, PlanError
 from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Plan, ValuePlan
-from autopar.passes.lowering import lower
+from autopar.passes.lowering import lower, lower_exact
 from autopar.passes.trace import Step
 
-BACKENDS = ("jit",)
+BACKENDS: Mapping[str, Callable[[Step, Plan, Mesh], Callable[..., list[Any]]]] = {
+    "jit": lower,
+    "shard_map": lower_exact,
+}
+"""The ways to carry out a plan: the compiler's partitioner held to it, or explicit collectives."""
 
 
 class OtherArguments(PlanError):
@@ -26,7 +30,7 @@ def check_backend(name: str) -> None:
     """Raises ``OptionError`` if no backend has this name."""
     if name not in BACKENDS:
         raise OptionError(
-            f"backend={name!r} is not offered yet; choose one of {', '.join(BACKENDS)}"
+            f"backend={name!r} is not offered; choose one of {', '.join(BACKENDS)}"
         )
 
 
@@ -41,15 +45,20 @@ class PlannedStep:
     """
 
     def __init__(
-        self, step: Step, plan: Plan, devices: Sequence[jax.Device] | None = None
+        self,
+        step: Step,
+        plan: Plan,
+        devices: Sequence[jax.Device] | None = None,
+        backend: str = "jit",
     ) -> None:
+        check_backend(backend)
         check_same_step(step, plan)
         self.plan = plan.with_trees(step.in_tree, step.out_tree)
         self.mesh = device_mesh(plan.mesh, devices)
         self.step = step
         self.in_shardings = _shardings(self.plan.in_specs, self.mesh)
         self.out_shardings = _shardings(self.plan.out_specs, self.mesh)
-        self.call = _jitted(step, self.plan, self.mesh)
+        self.call = _jitted(step, self.plan, self.mesh, backend)
 
     def accepts(self, args: tuple[Any, ...]) -> bool:
         """Whether the step was planned for arguments of these shapes."""
@@ -116,9 +125,9 @@ def _shardings(specs: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
 
 
-def _jitted(step: Step, plan: Plan, mesh: Mesh) -> Any:
+def _jitted(step: Step, plan: Plan, mesh: Mesh, backend: str) -> Any:
     """``jax.jit`` of the lowered step, with the plan's shardings and the step's donation."""
-    flat = lower(step, plan, mesh)
+    flat = BACKENDS[backend](step, plan, mesh)
 
     def run(*args: Any) -> Any:
         leaves, tree = jax.tree.flatten(args)

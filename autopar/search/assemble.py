@@ -187,7 +187,7 @@ class _Assembler:
         domain = self._made.input(node.shape, shared, resting)
         assert node.var is not None
         size = node.var.aval.dtype.itemsize
-        key = ("input", domain, size)
+        key = ("input", node.shape, size, domain)
         if key not in self._seconds:
             # A re-layout between rest and use, light and waited for by nobody else: coalesced.
             rests = [state.operands[0] for state in domain]

@@ -84,6 +84,7 @@ class Graph:
       sources: for every variable, the node that fixes its layout.
       shared_inputs: indices of ``input`` nodes that several nodes read.
       tails: for each node, whether only light work follows it: the optimiser's side of the step.
+      heads: for each node, whether only light work on inputs precedes it: weights and their casts.
     """
 
     nodes: tuple[Node, ...]
@@ -91,6 +92,7 @@ class Graph:
     sources: dict[Var, Source]
     shared_inputs: frozenset[int]
     tails: tuple[bool, ...]
+    heads: tuple[bool, ...]
 
 
 @dataclass(slots=True)
@@ -233,7 +235,8 @@ def _finish(builder: _Builder) -> Graph:
             origin = Source(source.node, source.port, builder.sources[use.var].shift)
             edges.append(_edge(origin, use, light))
     nodes = tuple(builder.nodes)
-    return Graph(nodes, tuple(edges), builder.sources, frozenset(shared), tuple(tails))
+    heads = _heads(nodes, edges)
+    return Graph(nodes, tuple(edges), builder.sources, frozenset(shared), tuple(tails), heads)
 
 
 def _edge(source: Source, use: _Use, coalesced: bool) -> Edge:
@@ -267,3 +270,25 @@ def _tails(builder: _Builder) -> list[bool]:
         onward = [d for d in readers[node.index] if builder.nodes[d].kind != "input"]
         tails[node.index] &= not heavy and all(tails[d] for d in onward)
     return tails
+
+
+def _heads(nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[bool, ...]:
+    """See ``Graph.heads``. Hubs were added last, so this follows edges until nothing changes."""
+    readers: dict[int, list[int]] = defaultdict(list)
+    waiting = [0] * len(nodes)
+    for edge in edges:
+        if nodes[edge.dst].kind != "input":
+            readers[edge.src].append(edge.dst)
+            waiting[edge.dst] += 1
+    heads = [False] * len(nodes)
+    ready = [node.index for node in nodes if node.kind == "input"]
+    while ready:
+        index = ready.pop()
+        eqn = nodes[index].eqn
+        heads[index] = eqn is None or eqn.primitive.name not in HEAVY
+        if heads[index]:
+            for reader in readers[index]:
+                waiting[reader] -= 1
+                if not waiting[reader]:
+                    ready.append(reader)
+    return tuple(heads)

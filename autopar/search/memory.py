@@ -7,6 +7,7 @@ instant as a linear constraint, without those copies, so it never forbids what w
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,10 +22,30 @@ from autopar.passes.trace import Step
 from autopar.search.assemble import Problem
 from autopar.search.domains import State, shifted
 from autopar.search.graph import Edge, Graph
-from autopar.search.network import IntArray, Limit, Network, to_ticks
+from autopar.search.network import FORBIDDEN, IntArray, Limit, Network
 
 Extra = tuple[int, int, float]
 """First instant, last instant, bytes."""
+
+
+PEAKS = 3
+"""Instants limited in one round: fewer mean more rounds, more mean slower ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A hub whose value fusion would not keep, but a re-layout writes: live from ``start`` to ``end``.
+
+    ``is_weight``: computed from inputs alone by light work, a cast weight above all. It is taken to
+    be held always (where its layout is its maker's that is a small overestimate), so that a linear
+    limit sees it.
+    """
+
+    node: int
+    var: Var
+    start: int
+    end: int
+    is_weight: bool
 
 
 class MemoryModel:
@@ -36,11 +57,11 @@ class MemoryModel:
         self.timeline: Timeline = liveness(
             step.jaxpr, roles, step.donated, step.ties, borders=self.fusion
         )
-        self.graph = graph
+        self.held = _held(graph, self.timeline)
 
     def on(self, problem: Problem) -> MeshMemory:
         """The memory model of one mesh's problem."""
-        return MeshMemory(self.timeline, problem)
+        return MeshMemory(self.timeline, self.held, problem)
 
 
 @dataclass(slots=True)
@@ -48,12 +69,38 @@ class MeshMemory:
     """Bytes of every buffer in every state, on one mesh."""
 
     timeline: Timeline
+    held: tuple[Held, ...]
     problem: Problem
     _tables: dict[object, IntArray] = field(default_factory=dict)
 
     def peak(self, states: Sequence[State]) -> tuple[int, int]:
         """``(instant, bytes)`` at which a choice holds the most."""
         return self.timeline.peak(self._bytes_of(states), self._extras(states))
+
+    def over(self, states: Sequence[State], budget: int) -> list[tuple[int, int, int]]:
+        """``(instant, bytes, bytes of copies)`` of the ``PEAKS`` highest peaks above ``budget``.
+
+        A peak is no lower than its neighbours, so that one limit stands for those around it. The
+        copies are what a limit leaves out.
+        """
+        bytes_of, extras = self._bytes_of(states), list(self._extras(states))
+        live = self.timeline.profile(bytes_of, extras)
+        padded = np.concatenate(([0.0], live, [0.0]))
+        is_peak = (live > budget) & (live >= padded[:-2]) & (live > padded[2:])
+        found = sorted(np.flatnonzero(is_peak), key=lambda i: (-live[i], i))[:PEAKS]
+        return [
+            (int(i), int(live[i]), max(0, int(live[i]) - self._load(int(i), states))) for i in found
+        ]
+
+    def _load(self, instant: int, states: Sequence[State]) -> int:
+        """What the limit at an instant counts of a choice."""
+        graph, total = self.problem.graph, 0.0
+        bytes_of = self._bytes_of(states)
+        for buffer in self.timeline.live_at(instant):
+            total += buffer.scale * bytes_of[buffer.var]
+        for start, end, size in self._standing(graph, states):
+            total += size if start <= instant <= end else 0.0
+        return int(total)
 
     def breakdown(self, states: Sequence[State]) -> dict[str, int]:
         """Bytes by category at the peak; copies made by re-laying are ``collective buffers``."""
@@ -77,16 +124,27 @@ class MeshMemory:
                 if start <= instant <= end:
                     variable, table = self.problem.variables[node.index], self._copies(node.index)
                     weights[variable] = weights[variable] + table if variable in weights else table
+        for held in self.held:
+            if held.is_weight and held.start <= instant <= held.end:
+                node, table = self._table(held.var, 1.0)
+                variable = self.problem.variables[node]
+                weights[variable] = weights[variable] + table if variable in weights else table
         return Limit({v: w for v, w in sorted(weights.items()) if w.any()}, budget)
 
     def lightest(self, instants: Iterable[int]) -> Network:
-        """The same choices, with bytes at these instants for an objective instead of seconds."""
+        """The same choices, with bytes at these instants for an objective.
+
+        A kibibyte weighs as much as a microsecond, so that among light plans a fast one is found.
+        """
         network = self.problem.network
-        unary = [to_ticks(np.where(costs < 10**14, 0.0, np.inf)) for costs in network.unary]
+        unary = [np.where(c < FORBIDDEN // 2, c // 1000, FORBIDDEN) for c in network.unary]
         for instant in instants:
             for variable, weight in self.limit(instant, 0).weights.items():
-                unary[variable] = unary[variable] + weight // 1024
-        pairs = {k: to_ticks(np.where(t < 10**14, 0.0, np.inf)) for k, t in network.pairs.items()}
+                unary[variable] = np.minimum(unary[variable] + weight // 1024, FORBIDDEN)
+        pairs = {
+            pair: np.where(table < FORBIDDEN // 2, table // 1000, FORBIDDEN)
+            for pair, table in network.pairs.items()
+        }
         return Network(tuple(unary), pairs)
 
     def _bytes_of(self, states: Sequence[State]) -> dict[Var, int]:
@@ -100,15 +158,27 @@ class MeshMemory:
     def _extras(self, states: Sequence[State]) -> Iterable[Extra]:
         """Copies: an input in use as it does not rest, and both ends of every re-layout."""
         graph = self.problem.graph
+        yield from self._standing(graph, states)
+        changed: set[int] = set()
+        for edge in graph.edges:
+            extra = self._moved(edge, states)
+            if extra is not None:
+                changed.add(edge.dst)
+                yield extra
+        for held in self.held:
+            if not held.is_weight and held.node in changed:
+                yield held.start, held.end, self._local_bytes(held.var, states[held.node].results[0])
+
+    def _standing(self, graph: Graph, states: Sequence[State]) -> Iterable[Extra]:
+        """The copies that a limit counts too: inputs in use as they do not rest, cast weights."""
         for index in graph.shared_inputs:
             node, state = graph.nodes[index], states[index]
             if state.operands != state.results and node.var in self.timeline.uses:
                 start, end = self.timeline.uses[node.var]
                 yield start, end, self._local_bytes(node.var, state.results[0])
-        for edge in graph.edges:
-            extra = self._moved(edge, states)
-            if extra is not None:
-                yield extra
+        for held in self.held:
+            if held.is_weight:
+                yield held.start, held.end, self._local_bytes(held.var, states[held.node].results[0])
 
     def _moved(self, edge: Edge, states: Sequence[State]) -> Extra | None:
         """What a re-layout adds: the copy an op reads, or the unreduced value a hub received."""
@@ -162,3 +232,23 @@ def _resting(problem: Problem, node: int, states: Sequence[State], port: int) ->
     if problem.graph.nodes[node].kind == "input":
         return states[node].operands[0]
     return states[node].results[port]
+
+
+def _held(graph: Graph, timeline: Timeline) -> tuple[Held, ...]:
+    """The hubs of op results that are no buffers of the timeline, and when they are read."""
+    buffers = {buffer.var for buffer in timeline.buffers}
+    readers: dict[int, list[int]] = defaultdict(list)
+    for edge in graph.edges:
+        eqn = graph.nodes[edge.dst].eqn
+        if eqn is not None and eqn.outvars and eqn.outvars[0] in timeline.instant_of:
+            readers[edge.src].append(timeline.instant_of[eqn.outvars[0]])
+    found: list[Held] = []
+    for node in graph.nodes:
+        instants = readers[node.index]
+        if node.kind != "hub" or node.var is None or node.var in buffers or not instants:
+            continue
+        if timeline.root(node.var) in buffers:
+            continue
+        weight = graph.heads[node.index]
+        found.append(Held(node.index, node.var, min(instants), max(instants), weight))
+    return tuple(found)

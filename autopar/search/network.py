@@ -28,8 +28,8 @@ TICK_S = 1e-9
 def to_ticks(seconds: NDArray[np.float64]) -> IntArray:
     """Rounds seconds to whole units; infinity becomes ``FORBIDDEN``."""
     finite = np.where(np.isfinite(seconds), seconds, 0.0)
-    ticks = np.rint(finite / TICK_S).astype(np.int64)
-    return np.where(np.isfinite(seconds), np.minimum(ticks, FORBIDDEN), FORBIDDEN)
+    ticks = np.rint(np.minimum(finite / TICK_S, FORBIDDEN)).astype(np.int64)
+    return np.where(np.isfinite(seconds), ticks, FORBIDDEN)
 
 
 @dataclass(frozen=True, slots=True)

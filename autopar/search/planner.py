@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autopar.core.errors import ClusterError, InfeasibleError, PinError
@@ -22,9 +22,10 @@ from autopar.search import pins as pins_
 from autopar.search import record
 from autopar.search.assemble import Problem, Restriction, assemble, find_rules
 from autopar.search.baselines import baseline
+from autopar.search.domains import State
 from autopar.search.graph import Graph, build_graph
 from autopar.search.memory import MemoryModel, MeshMemory
-from autopar.search.network import Limit, Network, Solution
+from autopar.search.network import FORBIDDEN, Limit, Network, Solution
 from autopar.search.options import BASELINES, Options
 from autopar.search.roles import roles
 from autopar.search.solvers import default_solver, exhaustive, random_choice, solve, toulbar2
@@ -36,8 +37,8 @@ USABLE = 0.88
 """Share of device memory a plan may fill: 8 % is held back for the compiler's own buffers and 4 %
 for fragmentation (DESIGN section 6)."""
 
-MAX_ROUNDS = 16
-"""Limits added, at most, before a memory budget is given up as not reachable by this search."""
+LIGHTEST_ROUNDS = 6
+"""Peak instants taken into account, at most, in the search for the plan of least memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,60 +168,89 @@ def _restriction(step: Step, graph: Graph, mesh: MeshSpec, options: Options) -> 
 def _fit(
     problem: Problem, memory: MemoryModel, budget: int, options: Options, alike: bool
 ) -> Candidate:
-    """Solves, and adds a limit at the peak instant until the simulated peak fits the budget."""
+    """Solves, and limits the instants that are over budget until the simulated peak fits it."""
     model = memory.on(problem)
     limits: dict[int, Limit] = {}
-    exact = True
-    for _ in range(MAX_ROUNDS):
+    least, bound, exact = FORBIDDEN, 0, True
+    deadline = time.monotonic() + options.time_limit_s
+    while (left := deadline - time.monotonic()) > 0:
         network = dataclasses.replace(problem.network, limits=tuple(limits.values()))
-        found = _solve(network, options)
+        found = _solve(network, options, left)
         if found.choice is None:
             break
-        instant, peak = model.peak(problem.states(found.choice))
+        bound = max(bound, found.bound) if exact else bound
+        states = problem.states(found.choice)
+        peak = model.peak(states)[1]
         if peak <= budget:
-            proven = found.status == "optimal" and exact
-            bound = found.bound if exact else 0
-            status = "optimal" if proven else "feasible"
-            return Candidate(problem, dataclasses.replace(found, status=status, bound=bound), peak, alike)
+            status = found.status if exact else "feasible"
+            solution = dataclasses.replace(found, status=status, bound=min(bound, found.cost))
+            return Candidate(problem, solution, peak, alike)
+        least = min(least, peak)
         if options.search in BASELINES:
             raise _too_big(options.search, problem.mesh, peak, budget)
         options.progress(f"peak {format_bytes(peak)} over {format_bytes(budget)}: tightening")
-        if instant in limits:
-            # The limit held: what is over are copies made while values are re-laid. Leave room.
-            bound = limits[instant].bound - max(peak - budget, budget // 200)
-            limits[instant] = dataclasses.replace(limits[instant], bound=bound)
-            exact = False
-        else:
+        exact &= _tighten(limits, model, states, budget)
+    return _lightest(problem, model, limits, least, budget, options, alike)
+
+
+def _tighten(
+    limits: dict[int, Limit], model: MeshMemory, states: Sequence[State], budget: int
+) -> bool:
+    """Limits every instant over budget. False if one had to be limited to less than the budget.
+
+    A limit leaves out the copies made while values are re-laid. Where it holds and the instant is
+    over all the same, it makes room for them; what fits may then be excluded too.
+    """
+    exact = True
+    for instant, live, copies in model.over(states, budget):
+        if live - copies > budget:
             limits[instant] = model.limit(instant, budget)
-    return _lightest(problem, model, limits, budget, options, alike)
+        else:
+            room = limits[instant].bound if instant in limits else budget
+            bound = min(budget - copies, room - (live - budget), room - budget // 500)
+            limits[instant] = model.limit(instant, bound)
+            exact = False
+    return exact
 
 
 def _lightest(
     problem: Problem,
     model: MeshMemory,
     limits: Mapping[int, Limit],
+    least: int,
     budget: int,
     options: Options,
     alike: bool,
 ) -> Candidate:
     """The plan of least memory at the instants that bind: the last resort, and the honest 'no'."""
     options.progress("looking for the plan of least memory")
-    found = solve(model.lightest(limits), options.time_limit_s)
-    if found.choice is None:
-        raise InfeasibleError(f"the pins leave no plan on the mesh {problem.mesh}; relax one")
-    _, peak = model.peak(problem.states(found.choice))
+    instants = set(limits)
+    best: tuple[int, Solution] | None = None
+    for _ in range(LIGHTEST_ROUNDS):
+        found = solve(model.lightest(sorted(instants)), options.time_limit_s)
+        if found.choice is None:
+            raise InfeasibleError(f"the pins leave no plan on the mesh {problem.mesh}; relax one")
+        instant, peak = model.peak(problem.states(found.choice))
+        if best is None or peak < best[0]:
+            best = (peak, found)
+        if peak <= budget or instant in instants:
+            break
+        instants.add(instant)
+    assert best is not None
+    peak, found = best
+    assert found.choice is not None
     if peak > budget:
-        raise _too_big(options.search, problem.mesh, peak, budget)
+        raise _too_big(options.search, problem.mesh, min(least, peak), budget)
     cost = problem.network.cost(found.choice)
     return Candidate(problem, Solution(found.choice, cost, 0, "feasible"), peak, alike)
 
 
-def _solve(network: Network, options: Options) -> Solution:
+def _solve(network: Network, options: Options, seconds: float) -> Solution:
     if options.search == "exhaustive":
         return exhaustive(network)
     if options.search == "random":
         return random_choice(network, options.seed)
-    return solve(network, options.time_limit_s)
+    return solve(network, seconds)
 
 
 def _too_big(search: str, mesh: MeshSpec, least: int, budget: int) -> InfeasibleError:

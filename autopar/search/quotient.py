@@ -4,12 +4,16 @@ Weisfeiler-Leman refinement: two nodes stay together while their own signatures,
 their neighbours' (so that first and last layers join the others), agree out to ``RADIUS`` steps. A
 model of eighty equal layers then costs no more to search than one of eight. Choosing alike for
 alike is a restriction: the plan is optimal among plans that treat such layers alike.
+
+Inputs and the optimiser's side are refined until nothing changes: every kernel has a chain of its
+own there, longer than the radius, that ends in nothing but itself. Cut short, the moments of ``q``
+and ``out`` would look alike and make both kernels rest alike (measured: 1.3 % of a GPT's step).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from autopar.search.graph import Graph
 
@@ -27,14 +31,37 @@ def classes(graph: Graph, signatures: Sequence[Hashable], radius: int = RADIUS) 
         role = (edge.port, edge.slot, edge.shape, edge.src_shift, edge.dst_shift, edge.coalesced)
         neighbours[edge.src].append((("to", *role), edge.dst))
         neighbours[edge.dst].append((("from", *role), edge.src))
+    everywhere = [True] * len(graph.nodes)
+    chains = [
+        tail or node.kind == "input" for node, tail in zip(graph.nodes, graph.tails, strict=True)
+    ]
     colours = _number(list(signatures))
     for _ in range(radius):
-        around = [
-            (colours[i], frozenset((role, colours[j]) for role, j in neighbours[i]))
-            for i in range(len(colours))
-        ]
-        colours = _number(around)
+        colours = _refine(colours, neighbours, everywhere)
+    before = 0
+    while len(set(colours)) > before:
+        before = len(set(colours))
+        colours = _refine(colours, neighbours, chains)
     return tuple(colours)
+
+
+def _refine(
+    colours: Sequence[int],
+    neighbours: Mapping[int, Sequence[tuple[Hashable, int]]],
+    chosen: Sequence[bool],
+) -> list[int]:
+    """One round: tells apart those of the ``chosen`` nodes that have unlike neighbours."""
+    return _number(
+        [
+            (
+                colour,
+                frozenset((role, colours[j]) for role, j in neighbours.get(i, ()))
+                if here
+                else None,
+            )
+            for i, (colour, here) in enumerate(zip(colours, chosen, strict=True))
+        ]
+    )
 
 
 def _number(keys: Sequence[Hashable]) -> list[int]:

@@ -114,12 +114,14 @@ def _start(network: Network) -> _Work:
 def _drop_dead_ends(work: _Work, i: int) -> bool:
     """Removes dominated values of ``i``. Among equals the first survives. True if any went."""
     costs = work.unary[i]
-    if (costs < FORBIDDEN // 2).any() and (costs >= FORBIDDEN // 2).any():
-        work.keep(i, costs < FORBIDDEN // 2)
+    allowed = costs < FORBIDDEN // 2
+    fewer = bool(allowed.any() and not allowed.all())
+    if fewer:
+        work.keep(i, allowed)
         costs = work.unary[i]
     size = len(costs)
     if size == 1 or any(size * table.size > MAX_TABLE for table in work.tables[i].values()):
-        return False
+        return fewer
     excess = costs[None, :] - costs[:, None]  # [a, b]: how much worse b is than a, at most
     for table in work.tables[i].values():
         excess = excess + (table[None, :, :] - table[:, None, :]).max(axis=2)
@@ -131,7 +133,7 @@ def _drop_dead_ends(work: _Work, i: int) -> bool:
     dominated &= ~mutual | earlier
     mask = ~(dominated & ~np.eye(size, dtype=bool)).any(axis=1)
     if mask.all():
-        return False
+        return fewer
     work.keep(i, mask)
     return True
 

@@ -2,6 +2,7 @@
 
 from jax.extend.core import JaxprEqn
 
+from autopar.passes.rules import control_flow as _control_flow
 from autopar.passes.rules import conv as _conv
 from autopar.passes.rules import dot as _dot
 from autopar.passes.rules import elementwise as _elementwise
@@ -28,7 +29,7 @@ from autopar.passes.rules.registry import RULES as RULES
 
 FAMILIES = (
     *(_elementwise, _dot, _conv, _reduce, _reshape, _gather_scatter, _slicing),
-    *(_sort_cumulative, _random_bits, _linalg),
+    *(_sort_cumulative, _random_bits, _linalg, _control_flow),
 )
 """The modules that fill ``RULES``."""
 

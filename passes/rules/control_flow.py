@@ -7,7 +7,10 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from autopar.passes.rules.build import Factors
+from autopar.passes.rules.factors import FactorRule
 from autopar.passes.rules.regions import Link, Region
+from autopar.passes.rules.registry import rule
 
 BODIES: dict[str, tuple[str, ...]] = {
     "scan": ("jaxpr",),
@@ -63,6 +66,12 @@ def _like(old: ClosedJaxpr | Jaxpr, new: ClosedJaxpr | Jaxpr) -> ClosedJaxpr | J
             raise ValueError("an open body cannot have constants: make them its inputs")
         return new.jaxpr
     return new
+
+
+@rule("platform_index")
+def _platform_index(eqn: JaxprEqn) -> FactorRule:
+    """The index, a scalar, of the branch for the platform it is compiled for."""
+    return Factors().rule([], [()] * len(eqn.outvars))
 
 
 def _call_regions(eqn: JaxprEqn) -> tuple[Region, ...]:

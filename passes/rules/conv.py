@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jax.extend.core import JaxprEqn
 
 from autopar.passes.rules.build import Factors, in_shapes, linear, out_shapes, whole
-from autopar.passes.rules.factors import Dims, FactorRule
+from autopar.passes.rules.factors import FactorRule
 from autopar.passes.rules.registry import rule
 
 Named = list[str | None]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from jax.extend.core import JaxprEqn
 
-from autopar.passes.rules.build import Factors, Shape, in_shapes, linear, out_shapes
+from autopar.passes.rules.build import Factors, Shape, in_shapes, linear, out_shapes, reducible
 from autopar.passes.rules.factors import Dims, FactorRule
 from autopar.passes.rules.registry import rule
 
@@ -26,6 +26,11 @@ class _Product(NamedTuple):
     rhs: Dims
     result: Dims
     summed: tuple[str | None, ...]
+
+    def reduce(self, eqn: JaxprEqn) -> list[tuple[str | None, str]]:
+        """The summed factors and how their parts combine: a product of booleans is an ``or``."""
+        op = "add" if reducible("add", eqn.outvars[0].aval) else "or"
+        return [(name, op) for name in self.summed]
 
 
 def _product(
@@ -63,7 +68,7 @@ def _dot_general(eqn: JaxprEqn) -> FactorRule:
     return factors.rule(
         [p.lhs, p.rhs],
         [p.result],
-        reduce=[(name, "add") for name in p.summed],
+        reduce=p.reduce(eqn),
         linear=linear(eqn, (0,), (1,)),
     )
 
@@ -92,7 +97,7 @@ def _ragged_dot_general(eqn: JaxprEqn) -> FactorRule:
     return factors.rule(
         [p.lhs, p.rhs, (None,) * len(group_shape)],
         [(None,) * groups + p.result],
-        reduce=[(name, "add") for name in p.summed],
+        reduce=p.reduce(eqn),
         linear=linear(eqn, (0,), (1,)),
     )
 
@@ -113,5 +118,5 @@ def _scaled_dot(eqn: JaxprEqn) -> FactorRule:
     return factors.rule(
         [p.lhs, p.rhs, p.lhs, p.rhs],
         [p.result],
-        reduce=[(name, "add") for name in p.summed],
+        reduce=p.reduce(eqn),
     )

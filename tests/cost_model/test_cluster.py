@@ -166,7 +166,9 @@ def test_time_axes_are_free() -> None:
 
 
 def test_mesh_of_another_size() -> None:
-    with pytest.raises(ClusterError, match=r"mesh data=4 x model=4 is for 16 devices, but h100:8 has"):
+    with pytest.raises(
+        ClusterError, match=r"mesh data=4 x model=4 is for 16 devices, but h100:8 has"
+    ):
         parse_cluster("h100:8").axis_links(MeshSpec.of((4, 4)))
 
 

@@ -80,10 +80,14 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) ->
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"cannot read cluster file .*nowhere.toml: No such file"):
+    with pytest.raises(
+        ClusterError, match=r"cannot read cluster file .*nowhere.toml: No such file"
+    ):
         Cluster.from_toml(tmp_path / "nowhere.toml")
 
 
 def test_neither_levels_nor_preset(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"lab.toml: levels: missing; give \[\[levels\]\], or a pre"):
+    with pytest.raises(
+        ClusterError, match=r"lab.toml: levels: missing; give \[\[levels\]\], or a pre"
+    ):
         Cluster.from_toml(_write(tmp_path, 'name = "lab"\n'))

@@ -14,8 +14,8 @@ LINE = Link("line", 45e9, 1e-6)
 
 
 def test_gather_of_the_book() -> None:
-    # Sharding, question 2: AllGather_X([B_X, D_Y]) on v4 4x4x4, B = 1024, D = 4096, bf16: 23 us. The
-    # book leaves out (n-1)/n and the latency.
+    # Sharding, question 2: AllGather_X([B_X, D_Y]) on v4 4x4x4, B = 1024, D = 4096, bf16: 23 us.
+    # The book leaves out (n-1)/n and the latency.
     links = Cluster.preset("tpu-v4", (4, 4, 4)).axis_links(MeshSpec.of((4, 4, 4)))
     payload = 2 * 1024 * 4096 / 4
     seconds = collective_seconds("all-gather", payload, links[0], 4)
@@ -66,19 +66,27 @@ def test_wire_bytes() -> None:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(OptionError, match="'broadcast' is not a collective; expected one of all-ga"):
+    with pytest.raises(
+        OptionError, match="'broadcast' is not a collective; expected one of all-ga"
+    ):
         collective_seconds("broadcast", 1, RING, 2)  # pyright: ignore[reportArgumentType]
 
 
 @given(
-    st.sampled_from(KINDS), st.floats(0, 1e12), st.floats(0, 1e12), st.integers(1, 64), st.booleans()
+    st.sampled_from(KINDS),
+    st.floats(0, 1e12),
+    st.floats(0, 1e12),
+    st.integers(1, 64),
+    st.booleans(),
 )
 def test_more_bytes_never_cost_less(
     kind: CollectiveKind, a: float, b: float, size: int, wrap: bool
 ) -> None:
     link = RING if wrap else LINE
     few, many = sorted((a, b))
-    assert 0 <= collective_seconds(kind, few, link, size) <= collective_seconds(kind, many, link, size)
+    assert (
+        0 <= collective_seconds(kind, few, link, size) <= collective_seconds(kind, many, link, size)
+    )
 
 
 @given(st.floats(0, 1e12), st.integers(2, 64))

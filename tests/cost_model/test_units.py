@@ -54,7 +54,13 @@ def test_rates_and_times() -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (2**30 - 1, "1.00 GiB"), (3 * 2**39, "1.50 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.00 KiB"),
+        (2**30 - 1, "1.00 GiB"),
+        (3 * 2**39, "1.50 TiB"),
+    ],
 )
 def test_format_bytes(count: int, text: str) -> None:
     assert format_bytes(count) == text

@@ -91,11 +91,11 @@ def _complex_fn(name: str) -> Callable[..., Any]:
 
 def _with_parameters() -> Iterator[Case]:
     for y in (1, 2):
-        yield Case("integer_pow", bind(p.integer_pow_p, y=y), [floats(4, 6)], f"{y}")
-    yield Case("reduce_precision", lambda x: lax.reduce_precision(x, 8, 4), [floats(4, 6)])
-    yield Case("clamp", lax.clamp, [jnp.float32(0.3), floats(4, 6), jnp.float32(0.7)])
-    yield Case("select_n", lax.select_n, [bools(4, 6), floats(4, 6), floats(4, 6)])
-    yield Case("select_n", lax.select_n, [bools(), bools(4, 6), bools(4, 6)], "scalar")
+        yield Case("integer_pow", bind(p.integer_pow_p, y=y), [floats(4)], f"{y}")
+    yield Case("reduce_precision", lambda x: lax.reduce_precision(x, 8, 4), [floats(4)])
+    yield Case("clamp", lax.clamp, [jnp.float32(0.3), floats(4), jnp.float32(0.7)])
+    yield Case("select_n", lax.select_n, [bools(4), floats(4), floats(4)])
+    yield Case("select_n", lax.select_n, [bools(), bools(4), bools(4)], "scalar")
     for source, target in (
         *(("float32", "bfloat16"), ("float32", "int32"), ("int32", "float32")),
         *(("int16", "int32"), ("int32", "int16"), ("uint8", "int32"), ("bool", "float32")),
@@ -105,11 +105,9 @@ def _with_parameters() -> Iterator[Case]:
             p.convert_element_type_p, new_dtype=np.dtype(target), weak_type=False, sharding=None
         )
         yield Case("convert_element_type", convert, [x], f"{source}-{target}")
-    yield Case("bitcast_convert_type", _bitcast(jnp.int32), [floats(4, 6)])
-    yield Case("bitcast_convert_type", _bitcast(jnp.int8), [floats(4, 6)], "narrower")
-    yield Case(
-        "bitcast_convert_type", _bitcast(jnp.int32), [ints(6, 4, dtype=jnp.int8)], "wider"
-    )
+    yield Case("bitcast_convert_type", _bitcast(jnp.int32), [floats(4)])
+    yield Case("bitcast_convert_type", _bitcast(jnp.int8), [floats(4)], "narrower")
+    yield Case("bitcast_convert_type", _bitcast(jnp.int32), [ints(2, 4, dtype=jnp.int8)], "wider")
 
 
 def _bitcast(dtype: Any) -> Callable[..., Any]:
@@ -119,19 +117,17 @@ def _bitcast(dtype: Any) -> Callable[..., Any]:
 def _identities() -> Iterator[Case]:
     mesh = jax.make_mesh((1,), ("x",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     here = jax.sharding.NamedSharding(mesh, jax.P())
-    yield Case("copy", jnp.copy, [floats(4, 6)])
-    yield Case("name", lambda x: checkpoint_name(x, "x"), [floats(4, 6)])
+    yield Case("copy", jnp.copy, [floats(4)])
+    yield Case("name", lambda x: checkpoint_name(x, "x"), [floats(4)])
     yield Case("stop_gradient", lax.stop_gradient, [floats(4)])
     yield Case("stop_gradient", lax.stop_gradient, [bools(4)], "boolean")
-    yield Case("device_put", jax.device_put, [floats(4, 6)])
+    yield Case("device_put", jax.device_put, [floats(4)])
     yield Case("optimization_barrier", _barrier, [floats(4), floats(6)])
-    yield Case(
-        "sharding_constraint", lambda x: lax.with_sharding_constraint(x, here), [floats(4, 6)]
-    )
+    yield Case("sharding_constraint", lambda x: lax.with_sharding_constraint(x, here), [floats(4)])
     yield Case(
         "layout_constraint",
-        lambda x: with_layout_constraint(x, Layout(major_to_minor=(0, 1))),
-        [floats(4, 6)],
+        lambda x: with_layout_constraint(jnp.asarray(x), Layout(major_to_minor=(0,))),
+        [floats(4)],
     )
 
 

@@ -1,8 +1,9 @@
-"""Cases of ``reshape.py``, ``slicing.py``, ``reduce.py`` and ``sort_cumulative.py``."""
+"""Cases of ``reshape.py``, ``slicing.py``, ``reduce.py``, ``sort_cumulative.py`` and the rest."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import jax.extend.core.primitives as p
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +105,12 @@ def _strided(x: Any) -> Any:
 def _reductions() -> Iterator[Case]:
     for name, make in (
         *(("reduce_sum", floats), ("reduce_prod", floats), ("reduce_max", floats)),
-        *(("reduce_min", floats), ("reduce_xor", ints), ("reduce_and", bools), ("reduce_or", bools)),
+        *(
+            ("reduce_min", floats),
+            ("reduce_xor", ints),
+            ("reduce_and", bools),
+            ("reduce_or", bools),
+        ),
     ):
         yield Case(name, _reduce(name), [make(4, 6, 2)])
     yield Case("reduce_or", _reduce("reduce_or"), [ints(4, 6, 2)], "integer")
@@ -143,4 +149,15 @@ def _cumulative(name: str) -> Callable[..., Any]:
     return lambda x: getattr(lax, name)(x, axis=1)
 
 
-CASES = [*_reshapes(), *_layout(), *_slices(), *_reductions(), *_sorts()]
+def _platform() -> Any:
+    """JAX exports the function alone, which branches on the index."""
+    jaxpr = jax.make_jaxpr(lambda: lax.platform_dependent(cpu=lambda: 1, default=lambda: 2))()
+    index = next(e for e in jaxpr.eqns if e.primitive.name == "platform_index")
+    return index.primitive.bind(**index.params)
+
+
+def _control() -> Iterator[Case]:
+    yield Case("platform_index", _platform, [])
+
+
+CASES = [*_control(), *_reshapes(), *_layout(), *_slices(), *_reductions(), *_sorts()]

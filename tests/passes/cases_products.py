@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.extend.core.primitives as p
 import jax.numpy as jnp
-from cases_elementwise import bind, floats
+from cases_elementwise import bind, bools, floats
 from emulation import Case, Local
 from jax import lax
 from jax.lax import linalg
@@ -17,6 +17,7 @@ def _dots() -> Iterator[Case]:
     yield Case("dot_general", _dot((((1,), (0,)), ((), ()))), [floats(4, 6), floats(6, 2)])
     operands = [floats(2, 4, 2, 6), floats(2, 6, 4, 2)]
     yield Case("dot_general", _dot(batched), operands, "batched")
+    yield Case("dot_general", _dot((((1,), (0,)), ((), ()))), [bools(4, 6), bools(6, 2)], "boolean")
     sizes = jnp.asarray([3, 1], jnp.int32)
     yield Case("ragged_dot_general", lax.ragged_dot, [floats(4, 6), floats(2, 6, 2), sizes])
     for label, pairs in (
@@ -119,12 +120,24 @@ def _equations(jaxpr: Any) -> Iterator[tuple[str, Any]]:
 def _problems() -> Iterator[Case]:
     x = _matrices(4)
     tall = floats(4, 5, 3)
-    for name in ("cholesky", "eig", "eigh", "hessenberg", "lu", "qr", "schur", "svd", "tridiagonal"):
+    for name in (
+        "cholesky",
+        "eig",
+        "eigh",
+        "hessenberg",
+        "lu",
+        "qr",
+        "schur",
+        "svd",
+        "tridiagonal",
+    ):
         yield Case(name, _decomposition(name, x), [x])
     yield Case("householder_product", linalg.householder_product, [tall, floats(4, 3)])
     yield Case("ormqr", linalg.ormqr, [tall, floats(4, 3), floats(4, 5, 2)])
     yield Case("geqrf", _fished(_qr_multiply(False), "geqrf", x[0]), [tall])
-    yield Case("geqp3", _fished(_qr_multiply(True), "geqp3", x[0]), [x, jnp.zeros((4, 3), jnp.int32)])
+    yield Case(
+        "geqp3", _fished(_qr_multiply(True), "geqp3", x[0]), [x, jnp.zeros((4, 3), jnp.int32)]
+    )
     yield Case("cholesky_update", linalg.cholesky_update, [jnp.eye(4) * 2, floats(4)])
     product = bind(linalg.symmetric_product_p, alpha=1.0, beta=0.0)
     yield Case("symmetric_product", product, [tall, floats(4, 5, 5)])

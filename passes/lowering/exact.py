@@ -1,0 +1,243 @@
+"""``backend="shard_map"``: the exact plan, with nothing left to a partitioner.
+
+Before: the simplified jaxpr and a plan made for it. After: a function of the flat inputs that is
+one ``jax.shard_map`` over the whole mesh. Its body interprets the jaxpr on local parts:
+
+* a value is held in the layout its producer left, or its hub names; partial ones as local summands;
+* where an equation wants another, explicit collectives change it (``redistribute``), by the steps
+  that the cost model priced;
+* each equation computes on parts (``local``), its shape parameters made local;
+* loops, branches and rematerialised bodies are interpreted in turn, with hubs at their borders.
+  Whatever decides how often or where control flows is made whole first, so that all devices agree;
+* a primitive without a rule is planned whole, and so runs whole on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.extend import source_info_util
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.sharding import Mesh
+
+from autopar.core.layout import Layout, Split, local_shape, replicated
+from autopar.core.plan import Plan
+from autopar.cost_model import Cluster, Resharder
+from autopar.passes.lowering.local import Site, bind, localise
+from autopar.passes.lowering.redistribute import Redistributor
+from autopar.passes.rules import Region, rebuild, regions
+from autopar.passes.trace import Step
+
+INLINE = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"))
+"""Regions that mean just their body. A ``jit`` with shardings is overruled by the plan."""
+
+
+def lower_exact(step: Step, plan: Plan, mesh: Mesh) -> Callable[..., list[Any]]:
+    """The function of flat inputs, giving flat results, that is ``plan`` on ``mesh``."""
+    jaxpr, consts = step.jaxpr.jaxpr, step.jaxpr.consts
+    links = Cluster.from_dict(plan.cluster).axis_links(plan.mesh)
+    redistribute = Redistributor(Resharder(plan.mesh, links))
+
+    def local(*args: Any) -> list[Any]:
+        interpreter = _Interpreter(plan, redistribute, {})
+        return interpreter.step(jaxpr, args[: len(consts)], args[len(consts) :])
+
+    in_specs = tuple(jax.P() for _ in consts) + tuple(v.spec(plan.mesh) for v in plan.inputs)
+    out_specs = [value.spec(plan.mesh) for value in plan.outputs]
+    mapped = jax.shard_map(
+        local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+    return lambda *flat: mapped(*consts, *flat)
+
+
+@dataclass(slots=True)
+class _Interpreter:
+    """Evaluates jaxprs on local parts; ``layouts`` is how every value seen so far lies."""
+
+    plan: Plan
+    redistribute: Redistributor
+    layouts: dict[Var, Layout]
+
+    def step(self, jaxpr: Jaxpr, consts: Sequence[Any], flat: Sequence[Any]) -> list[Any]:
+        """The whole step. An input may be used in another layout than the one it rests in."""
+        whole = replicated(self.plan.mesh)
+        self.layouts.update((var, whole) for var in jaxpr.constvars)
+        ready: list[Any] = []
+        for i, (var, value, plan) in enumerate(
+            zip(jaxpr.invars, flat, self.plan.inputs, strict=True)
+        ):
+            used = self.plan.hubs.get(f"in:{i}", plan.layout)
+            ready.append(self.redistribute(value, var.aval, plan.layout, used))
+            self.layouts[var] = used
+        wanted = [value.layout for value in self.plan.outputs]
+        return self.run(jaxpr, [*consts, *ready], "", wanted)
+
+    def run(
+        self, jaxpr: Jaxpr, args: Sequence[Any], prefix: str, wanted: Sequence[Layout]
+    ) -> list[Any]:
+        """The results of ``jaxpr`` in the layouts ``wanted``."""
+        env: dict[Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), args, strict=True))
+        for position, eqn in enumerate(jaxpr.eqns):
+            name = f"{prefix}{position}"
+            operands = [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars]
+            with _context_of(eqn):
+                nested = regions(eqn)
+                if nested is None:
+                    results = self._equation(name, eqn, operands)
+                else:
+                    results = self._nest(name, eqn, nested, operands)
+            env.update(zip(eqn.outvars, results, strict=True))
+        outs = [a.val if isinstance(a, Literal) else env[a] for a in jaxpr.outvars]
+        return self._all(jaxpr.outvars, outs, wanted)
+
+    def _all(
+        self, atoms: Sequence[Any], values: Sequence[Any], wanted: Sequence[Layout]
+    ) -> list[Any]:
+        return [
+            self.redistribute(value, atom.aval, self._layout(atom), layout)
+            for atom, value, layout in zip(atoms, values, wanted, strict=True)
+        ]
+
+    def _layout(self, atom: Any) -> Layout:
+        return replicated(self.plan.mesh) if isinstance(atom, Literal) else self.layouts[atom]
+
+    def _equation(self, name: str, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        strategy = self.plan.strategies[name]
+        ready = self._all(eqn.invars, operands, strategy.operands)
+        results = localise(Site(eqn, strategy, self.plan.mesh), ready)
+        for port, (var, layout) in enumerate(zip(eqn.outvars, strategy.results, strict=True)):
+            hub = self.plan.hubs.get(f"{name}.{port}", layout)
+            results[port] = self.redistribute(results[port], var.aval, layout, hub)
+            self.layouts[var] = hub
+        return results
+
+    def _nest(
+        self, name: str, eqn: JaxprEqn, nested: Sequence[Region], operands: list[Any]
+    ) -> list[Any]:
+        """Interprets the regions of an equation, and puts them back into it."""
+        border = _Border(self.plan, name)
+        for port, var in enumerate(eqn.outvars):
+            self.layouts[var] = border.result(nested, port, var)
+        if eqn.primitive.name in INLINE:
+            consts = getattr(eqn.params.get("jaxpr"), "consts", ())
+            return self._inlined(name, nested[0], consts, operands)
+        if eqn.primitive.name == "while":
+            return self._while(name, eqn, nested, operands)
+        first = 1 if eqn.primitive.name == "cond" else 0
+        whole = replicated(self.plan.mesh)
+        ready = self._all(eqn.invars[:first], operands[:first], [whole] * first)
+        # Branches take the same operands: those of one are converted, where others differ, inside.
+        entry = [border.entry(nested[0], slot) for slot in range(len(nested[0].inputs))]
+        outer = [
+            _shift(layout, int(link.stacked))
+            for layout, link in zip(entry, nested[0].inputs, strict=True)
+        ]
+        ready += self._all(eqn.invars[first:], operands[first:], outer)
+        bodies = [self._body(name, region, entry) for region in nested]
+        return bind(eqn, ready, rebuild(eqn, bodies))
+
+    def _inlined(
+        self, name: str, region: Region, consts: Sequence[Any], operands: list[Any]
+    ) -> list[Any]:
+        border = _Border(self.plan, name)
+        whole = replicated(self.plan.mesh)
+        self.layouts.update((var, whole) for var in region.body.constvars)
+        entry = [border.entry(region, slot) for slot in range(len(region.inputs))]
+        ready = self._all([link.outer for link in region.inputs], operands, entry)
+        self.layouts.update(zip(region.body.invars, entry, strict=True))
+        wanted = border.exits(region)
+        return self.run(region.body, [*consts, *ready], f"{name}/{region.name}/", wanted)
+
+    def _while(
+        self, name: str, eqn: JaxprEqn, nested: Sequence[Region], operands: list[Any]
+    ) -> list[Any]:
+        """The condition sees the carries as the body leaves them, and is decided by all alike."""
+        cond, body = nested
+        border = _Border(self.plan, name)
+        n_cond = eqn.params["cond_nconsts"]
+        into_cond = [border.entry(cond, slot) for slot in range(n_cond)]
+        into_body = [border.entry(body, slot) for slot in range(len(body.inputs))]
+        ready = self._all(eqn.invars, operands, [*into_cond, *into_body])
+        carried = into_body[eqn.params["body_nconsts"] :]
+        bodies = [
+            self._body(name, cond, [*into_cond, *carried], [replicated(self.plan.mesh)]),
+            self._body(name, body, into_body),
+        ]
+        return bind(eqn, ready, rebuild(eqn, bodies))
+
+    def _body(
+        self,
+        name: str,
+        region: Region,
+        entry: Sequence[Layout],
+        wanted: Sequence[Layout] | None = None,
+    ) -> ClosedJaxpr:
+        """One region on local parts, whose inputs come in the layouts ``entry``."""
+        border = _Border(self.plan, name)
+        exits = border.exits(region) if wanted is None else wanted
+        invars = region.body.invars
+        inside = [border.entry(region, slot) for slot in range(len(invars))]
+        self.layouts.update(zip(invars, inside, strict=True))
+
+        def run(*args: Any) -> list[Any]:
+            ready = [
+                self.redistribute(value, var.aval, here, there)
+                for value, var, here, there in zip(args, invars, entry, inside, strict=True)
+            ]
+            return self.run(region.body, ready, f"{name}/{region.name}/", exits)
+
+        mesh = self.plan.mesh
+        parts = [_part(v.aval, layout, mesh) for v, layout in zip(invars, entry, strict=True)]
+        return jax.make_jaxpr(run)(*parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Border:
+    """The layouts of what enters and leaves the regions of the equation ``name``."""
+
+    plan: Plan
+    name: str
+
+    def entry(self, region: Region, slot: int) -> Layout:
+        """Of an input, as the body sees it."""
+        return self.plan.hubs[f"{self.name}/{region.name}.in{slot}"]
+
+    def exits(self, region: Region) -> list[Layout]:
+        """Of every result, as the body leaves it."""
+        slots = {link.inner: slot for slot, link in enumerate(region.inputs)}
+        carries = [self.entry(region, slots[into]) for into, _ in region.carries]
+        rest = range(len(carries), len(region.outputs))
+        return carries + [self.plan.hubs[f"{self.name}.out{slot}"] for slot in rest]
+
+    def result(self, nested: Sequence[Region], port: int, var: Var) -> Layout:
+        """Of a result of the equation, outside."""
+        region = next(r for r in nested if r.outputs)
+        assert region.outputs[port].outer is var
+        return _shift(self.exits(region)[port], int(region.outputs[port].stacked))
+
+
+@contextmanager
+def _context_of(eqn: JaxprEqn) -> Any:
+    """The name, place and options under which ``eqn`` was traced, but in this mesh."""
+    stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
+    mesh = jax.sharding.get_abstract_mesh()
+    with (
+        source_info_util.user_context(eqn.source_info.traceback, name_stack=stack),
+        eqn.ctx.manager,
+        jax.sharding.use_abstract_mesh(mesh),
+    ):
+        yield
+
+
+def _shift(layout: Layout, by: int) -> Layout:
+    """``layout`` of a value with ``by`` more leading dimensions."""
+    return tuple(Split(p.dim + by) if isinstance(p, Split) else p for p in layout)
+
+
+def _part(aval: Any, layout: Layout, mesh: Any) -> jax.ShapeDtypeStruct:
+    shape = local_shape(aval.shape, layout, mesh)
+    return jax.ShapeDtypeStruct(shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))

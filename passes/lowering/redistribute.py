@@ -1,0 +1,111 @@
+"""Layout changes inside a manual region: explicit collectives on local values.
+
+A change follows the same one-axis steps that the cost model priced (``cost_model.reshard``)::
+
+    S(d) -> B       all_gather            P -> S(d)     psum_scatter
+    P    -> B       psum, pmax, ...       S(i) -> S(j)  all_to_all
+    B    -> S(d)    slice by position     B -> P(op)    position 0 keeps it, others hold the identity
+
+Where XLA has no reduction of an ``op`` (``mul``, ``and``, ``or``), the pieces are gathered and
+reduced by everyone. Keys travel as their words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from autopar.core.layout import Layout, Partial, Placement, Split
+from autopar.core.mesh import MeshAxis
+from autopar.cost_model.reshard import Resharder, step_kind
+
+REDUCERS: dict[str, Callable[[Any], Any]] = {
+    "mul": lambda pieces: jnp.prod(pieces, axis=0, dtype=pieces.dtype),
+    "and": lambda pieces: jnp.bitwise_and.reduce(pieces, axis=0),
+    "or": lambda pieces: jnp.bitwise_or.reduce(pieces, axis=0),
+    "max": lambda pieces: jnp.max(pieces, axis=0),
+    "min": lambda pieces: jnp.min(pieces, axis=0),
+    "add": lambda pieces: jnp.sum(pieces, axis=0, dtype=pieces.dtype),
+}
+"""How pieces, stacked along a new first dimension, become the value they are partial of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redistributor:
+    """Changes layouts on the mesh of ``resharder``, inside a manual region over it."""
+
+    resharder: Resharder
+
+    def __call__(self, value: Any, aval: Any, src: Layout, dst: Layout) -> Any:
+        """``value``, the local part in layout ``src`` of a value of type ``aval``, in ``dst``."""
+        if src == dst:
+            return value
+        if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+            words = self._follow(jax.random.key_data(value), aval, src, dst)
+            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(value))
+        return self._follow(jnp.asarray(value, aval.dtype), aval, src, dst)
+
+    def _follow(self, value: Any, aval: Any, src: Layout, dst: Layout) -> Any:
+        axes = {axis.name: (i, axis) for i, axis in enumerate(self.resharder.mesh.axes)}
+        here = src
+        for step in self.resharder.path(tuple(aval.shape), aval.dtype.itemsize, src, dst):
+            position, axis = axes[step.axis]
+            value = _change(value, axis, here[position], step.layout[position])
+            here = step.layout
+        return value
+
+
+def _change(value: Any, axis: MeshAxis, old: Placement, new: Placement) -> Any:
+    """One step of the cost model's table, along one axis."""
+    kind = step_kind(old, new)
+    if kind == "all-gather" and isinstance(old, Split):
+        return lax.all_gather(value, axis.name, axis=old.dim, tiled=True)
+    if kind == "all-to-all" and isinstance(old, Split) and isinstance(new, Split):
+        return lax.all_to_all(value, axis.name, new.dim, old.dim, tiled=True)
+    if kind == "all-reduce" and isinstance(old, Partial):
+        return all_reduce(value, axis.name, old.op)
+    if kind == "reduce-scatter" and isinstance(new, Split):
+        return lax.psum_scatter(value, axis.name, scatter_dimension=new.dim, tiled=True)
+    if kind == "slice" and isinstance(new, Split):
+        return own_part(value, new.dim, lax.axis_index(axis.name), axis.size)
+    if kind == "mask" and isinstance(new, Partial):
+        keep = lax.axis_index(axis.name) == 0
+        return jnp.where(keep, value, identity(new.op, value.dtype))
+    raise AssertionError(f"{old} to {new} is not one step")
+
+
+def own_part(value: Any, dim: int, position: Any, parts: int) -> Any:
+    """Part ``position`` of ``parts`` equal parts of dimension ``dim``."""
+    size = value.shape[dim] // parts
+    return lax.dynamic_slice_in_dim(value, position * size, size, dim)
+
+
+def all_reduce(value: Any, axis: str, op: str) -> Any:
+    """The reduction by ``op`` of what the positions of ``axis`` hold, on all of them."""
+    if op == "add":
+        return lax.psum(value, axis)
+    if op in ("max", "min") and not jnp.issubdtype(value.dtype, jnp.inexact):
+        return lax.pmax(value, axis) if op == "max" else lax.pmin(value, axis)
+    # Extrema of floats too: XLA's all-reduce does not promise to propagate NaN, as JAX does.
+    return REDUCERS[op](lax.all_gather(value, axis))
+
+
+def identity(op: str, dtype: Any) -> Any:
+    """The value ``e`` of ``dtype`` for which ``op(e, x)`` is ``x``."""
+    if op in ("add", "or"):
+        return jnp.zeros((), dtype)
+    if op == "mul":
+        return jnp.ones((), dtype)
+    if dtype == jnp.bool_:
+        return jnp.asarray(op in ("and", "min"))
+    if op == "and":
+        return jnp.bitwise_not(jnp.zeros((), dtype))
+    if jnp.issubdtype(dtype, jnp.integer):
+        info = jnp.iinfo(dtype)
+        return jnp.asarray(info.min if op == "max" else info.max, dtype)
+    return jnp.asarray(-jnp.inf if op == "max" else jnp.inf, dtype)

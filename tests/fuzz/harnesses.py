@@ -1,0 +1,141 @@
+"""JAX's own catalogue of operations, as small steps to plan at random and run both ways.
+
+Compiling is most of the work, so several cases share one program; a program that fails is taken
+apart, case by case.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src.internal_test_util import test_harnesses  # noqa: TID251
+
+import autopar
+
+MESHES = ((4,), (2, 2), (2, 2, 2))
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Compiler options under which small programs compile soonest."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One harness: a function of arrays, and arguments drawn from its name."""
+
+    harness: Any
+
+    @property
+    def name(self) -> str:
+        return self.harness.fullname
+
+    @property
+    def group(self) -> str:
+        return self.harness.group_name
+
+    @property
+    def number(self) -> int:
+        """A number that is the case's own in every process."""
+        return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:4], "big")
+
+    def args(self) -> tuple[Any, ...]:
+        rng = np.random.RandomState(self.number)
+        return tuple(self.harness.dyn_args_maker(rng))
+
+    def __call__(self, *args: Any) -> Any:
+        return self.harness.dyn_fun(*args)
+
+
+@cache
+def cases() -> tuple[Case, ...]:
+    """All, in the catalogue's order."""
+    return tuple(map(Case, test_harnesses.all_harnesses))
+
+
+class Difference(AssertionError):
+    """The plan's result is not the program's."""
+
+
+def together(group: Sequence[Case]) -> Callable[..., Any]:
+    """One function of the arguments of all these cases, one tuple each."""
+
+    def step(*args: Any) -> Any:
+        return tuple(case(*one) for case, one in zip(group, args, strict=True))
+
+    return step
+
+
+def compiled(lowered: Any) -> Callable[..., Any]:
+    return lowered.compile(compiler_options=QUICK)
+
+
+def expected(group: Sequence[Case]) -> Any:
+    """What one device computes. Raises what JAX raises where it cannot run a case."""
+    args = [case.args() for case in group]
+    return jax.tree.map(plain, compiled(jax.jit(together(group)).lower(*args))(*args))
+
+
+def check(
+    group: Sequence[Case], want: Any, mesh: tuple[int, ...], seed: int, backend: str
+) -> autopar.Plan:
+    """A random plan of the program computes what one device does."""
+    step, args = together(group), [case.args() for case in group]
+    cluster = autopar.Cluster.preset("cpu", shape=(int(np.prod(mesh)),))
+    plan = autopar.plan(
+        step, *args, cluster=cluster, mesh=mesh, search="random", seed=seed, donate=()
+    )
+    run = autopar.apply(step, plan, backend=backend, donate=())
+    got = jax.tree.map(plain, compiled(run.lower(*args))(*args))
+    compare(got, want)
+    return plan
+
+
+def plain(x: Any) -> np.ndarray:
+    """A result as numpy; keys as their words."""
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if is_key else x)
+
+
+_EPSILONS = {"float64": 1e-9, "float32": 2e-5, "float16": 1e-2, "bfloat16": 6e-2}
+
+
+def compare(got: Any, want: Any) -> None:
+    """Equal where numbers are exact; else close, by the dtype. Raises ``Difference``."""
+    for path, a in jax.tree.leaves_with_path(want):
+        b = got
+        for key in path:
+            b = b[getattr(key, "idx", getattr(key, "key", None))]
+        try:
+            _compare(b, a)
+        except AssertionError as error:
+            raise Difference(f"{jax.tree_util.keystr(path)}: {error}") from None
+
+
+def _compare(got: np.ndarray, want: np.ndarray) -> None:
+    assert got.shape == want.shape, f"{got.shape} is not {want.shape}"
+    assert got.dtype == want.dtype, f"{got.dtype} is not {want.dtype}"
+    if not jnp.issubdtype(want.dtype, jnp.inexact):
+        np.testing.assert_array_equal(got, want)
+        return
+    complex_ = jnp.issubdtype(want.dtype, jnp.complexfloating)
+    part = jnp.finfo(want.dtype).dtype
+    rtol = _EPSILONS.get(str(part), 0.3)
+    wide = np.complex128 if complex_ else np.float64
+    got, want = np.asarray(got, wide), np.asarray(want, wide)
+    finite = np.isfinite(want)
+    scale = float(np.abs(want[finite]).max(initial=0.0))
+    np.testing.assert_allclose(got[finite], want[finite], rtol=rtol, atol=rtol * max(scale, 0.05))
+    # Partial sums of what is infinite need not be infinite with the same sign: they are NaN.
+    assert not np.isfinite(got[~finite]).any(), "finite where one device has inf or nan"
+
+
+def reproducer(group: Sequence[Case], mesh: tuple[int, ...], seed: int, backend: str) -> str:
+    names = ", ".join(case.name for case in group)
+    return (
+        f"python {os.path.relpath(__file__)} --mesh {','.join(map(str, mesh))} --seed {seed} "
+        f"--backend {backend} {names}"
+    )
