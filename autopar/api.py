@@ -170,7 +170,17 @@ def parallelize(
 
 
 _OPTIONS = frozenset(
-    ("cluster", "memory", "mesh", "microbatches", "search", "pins", "seed", "time_limit", "progress")
+    (
+        "cluster",
+        "memory",
+        "mesh",
+        "microbatches",
+        "search",
+        "pins",
+        "seed",
+        "time_limit",
+        "progress",
+    )
 )
 
 

@@ -29,9 +29,7 @@ class OtherArguments(PlanError):
 def check_backend(name: str) -> None:
     """Raises ``OptionError`` if no backend has this name."""
     if name not in BACKENDS:
-        raise OptionError(
-            f"backend={name!r} is not offered; choose one of {', '.join(BACKENDS)}"
-        )
+        raise OptionError(f"backend={name!r} is not offered; choose one of {', '.join(BACKENDS)}")
 
 
 class PlannedStep:

@@ -42,8 +42,10 @@ def baseline(name: str, step: Step, graph: Graph, mesh: MeshSpec) -> Restriction
         return Restriction(
             {i: (replicated(mesh),) for i in range(len(step.in_paths))},
             {n.index: (replicated(mesh),) for n in graph.nodes if n.kind == "output"},
-            lambda node, rule, state: all(f is None for f in state.factors)
-            and not any(p != B for layout in state.results for p in layout),
+            lambda node, rule, state: (
+                all(f is None for f in state.factors)
+                and not any(p != B for layout in state.results for p in layout)
+            ),
         )
     if name == "data":
         return _with(step, graph, mesh, _data(mesh, range(width)), _replicated_update(graph))

@@ -99,9 +99,7 @@ def _joint_states(rule: FactorRule, mesh: MeshSpec) -> Iterable[State]:
         operands = tuple(
             tuple(s.operands[i] for s in combination) for i in range(len(rule.operands))
         )
-        results = tuple(
-            tuple(s.results[i] for s in combination) for i in range(len(rule.results))
-        )
+        results = tuple(tuple(s.results[i] for s in combination) for i in range(len(rule.results)))
         if any(_mixed(layout) for layout in (*operands, *results)):
             continue
         state = State(operands, results, tuple(s.factor for s in combination))
@@ -130,9 +128,7 @@ def _mixed(layout: Layout) -> bool:
     return len({p.op for p in layout if isinstance(p, Partial)}) > 1
 
 
-def _layouts(
-    shape: tuple[int, ...], partial: frozenset[str], mesh: MeshSpec
-) -> Iterable[Layout]:
+def _layouts(shape: tuple[int, ...], partial: frozenset[str], mesh: MeshSpec) -> Iterable[Layout]:
     choices: list[Placement] = [B, *(Split(d) for d, n in enumerate(shape) if n > 1)]
     choices += [Partial(op) for op in sorted(partial)]
     for layout in itertools.product(choices, repeat=len(mesh.axes)):

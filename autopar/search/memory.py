@@ -15,6 +15,7 @@ import numpy as np
 from jax.extend.core import Var
 
 from autopar.core.layout import Layout, local_shape
+from autopar.cost_model import Chip
 from autopar.cost_model.fusion import fusion_borders
 from autopar.cost_model.memory import Timeline, liveness
 from autopar.cost_model.work import itemsize
@@ -51,17 +52,24 @@ class Held:
 class MemoryModel:
     """What does not depend on the mesh: fusion, liveness, and the roles of the inputs."""
 
-    def __init__(self, step: Step, graph: Graph, roles: Sequence[str]) -> None:
+    def __init__(self, step: Step, graph: Graph, roles: Sequence[str], chip: Chip) -> None:
         self.roles = tuple(roles)
         self.fusion = fusion_borders(step.jaxpr.jaxpr)
         self.timeline: Timeline = liveness(
-            step.jaxpr, roles, step.donated, step.ties, borders=self.fusion
+            step.jaxpr,
+            roles,
+            step.donated,
+            step.ties,
+            borders=self.fusion,
+            # Where f32 products run at the rate of bf16 ones, their operands are stored as bf16.
+            bf16_dots=chip.f32_flops == chip.bf16_flops,
         )
+        self.vmem_bytes = chip.vmem_bytes
         self.held = _held(graph, self.timeline)
 
     def on(self, problem: Problem) -> MeshMemory:
         """The memory model of one mesh's problem."""
-        return MeshMemory(self.timeline, self.held, problem)
+        return MeshMemory(self.timeline, self.held, problem, self.vmem_bytes)
 
 
 @dataclass(slots=True)
@@ -71,11 +79,12 @@ class MeshMemory:
     timeline: Timeline
     held: tuple[Held, ...]
     problem: Problem
+    vmem_bytes: int
     _tables: dict[object, IntArray] = field(default_factory=dict)
 
     def peak(self, states: Sequence[State]) -> tuple[int, int]:
         """``(instant, bytes)`` at which a choice holds the most."""
-        return self.timeline.peak(self._bytes_of(states), self._extras(states))
+        return self.timeline.peak(self._bytes_of(states), self._extras(states), self.vmem_bytes)
 
     def over(self, states: Sequence[State], budget: int) -> list[tuple[int, int, int]]:
         """``(instant, bytes, bytes of copies)`` of the ``PEAKS`` highest peaks above ``budget``.
@@ -84,7 +93,7 @@ class MeshMemory:
         copies are what a limit leaves out.
         """
         bytes_of, extras = self._bytes_of(states), list(self._extras(states))
-        live = self.timeline.profile(bytes_of, extras)
+        live = self.timeline.profile(bytes_of, extras, self.vmem_bytes)
         padded = np.concatenate(([0.0], live, [0.0]))
         is_peak = (live > budget) & (live >= padded[:-2]) & (live > padded[2:])
         found = sorted(np.flatnonzero(is_peak), key=lambda i: (-live[i], i))[:PEAKS]
@@ -106,7 +115,7 @@ class MeshMemory:
         """Bytes by category at the peak; copies made by re-laying are ``collective buffers``."""
         extras = list(self._extras(states))
         bytes_of = self._bytes_of(states)
-        instant, total = self.timeline.peak(bytes_of, extras)
+        instant, total = self.timeline.peak(bytes_of, extras, self.vmem_bytes)
         parts = self.timeline.breakdown(bytes_of, instant)
         parts["collective buffers"] = max(0, total - sum(parts.values()))
         return {name: size for name, size in parts.items() if size}
@@ -129,7 +138,8 @@ class MeshMemory:
                 node, table = self._table(held.var, 1.0)
                 variable = self.problem.variables[node]
                 weights[variable] = weights[variable] + table if variable in weights else table
-        return Limit({v: w for v, w in sorted(weights.items()) if w.any()}, budget)
+        room = budget + self.vmem_bytes  # short-lived values may lie on the chip
+        return Limit({v: w for v, w in sorted(weights.items()) if w.any()}, room)
 
     def lightest(self, instants: Iterable[int]) -> Network:
         """The same choices, with bytes at these instants for an objective.
@@ -167,7 +177,11 @@ class MeshMemory:
                 yield extra
         for held in self.held:
             if not held.is_weight and held.node in changed:
-                yield held.start, held.end, self._local_bytes(held.var, states[held.node].results[0])
+                yield (
+                    held.start,
+                    held.end,
+                    self._local_bytes(held.var, states[held.node].results[0]),
+                )
 
     def _standing(self, graph: Graph, states: Sequence[State]) -> Iterable[Extra]:
         """The copies that a limit counts too: inputs in use as they do not rest, cast weights."""
@@ -178,7 +192,11 @@ class MeshMemory:
                 yield start, end, self._local_bytes(node.var, state.results[0])
         for held in self.held:
             if held.is_weight:
-                yield held.start, held.end, self._local_bytes(held.var, states[held.node].results[0])
+                yield (
+                    held.start,
+                    held.end,
+                    self._local_bytes(held.var, states[held.node].results[0]),
+                )
 
     def _moved(self, edge: Edge, states: Sequence[State]) -> Extra | None:
         """What a re-layout adds: the copy an op reads, or the unreduced value a hub received."""

@@ -51,7 +51,9 @@ class Network:
 
     def cost(self, choice: Sequence[int]) -> int:
         """The objective of a full assignment. At least ``FORBIDDEN`` if it is not allowed."""
-        total = self.offset + sum(int(costs[value]) for costs, value in zip(self.unary, choice, strict=True))
+        total = self.offset + sum(
+            int(costs[value]) for costs, value in zip(self.unary, choice, strict=True)
+        )
         total += sum(int(table[choice[i], choice[j]]) for (i, j), table in self.pairs.items())
         broken = any(
             sum(int(w[choice[i]]) for i, w in limit.weights.items()) > limit.bound
@@ -77,9 +79,7 @@ class Solution:
     status: str
 
 
-def add_pair(
-    pairs: dict[tuple[int, int], IntArray], i: int, j: int, table: IntArray
-) -> None:
+def add_pair(pairs: dict[tuple[int, int], IntArray], i: int, j: int, table: IntArray) -> None:
     """Adds a binary cost, indexed ``[x_i, x_j]``, in whichever order the pair is stored."""
     key, value = ((i, j), table) if i < j else ((j, i), table.T)
     if key in pairs:

@@ -63,7 +63,9 @@ def _layout(pattern: str, spec: jax.P, position: int, step: Step, mesh: MeshSpec
     shape = tuple(step.in_avals[position].shape)
     where = f"pin {pattern!r} = {spec} on {step.in_paths[position]!r} of shape {shape}"
     if len(spec) > len(shape):
-        raise PinError(f"{where}: the spec has {len(spec)} entries, the value {len(shape)} dimensions")
+        raise PinError(
+            f"{where}: the spec has {len(spec)} entries, the value {len(shape)} dimensions"
+        )
     try:
         layout = from_spec(spec, mesh)
     except ValueError as error:

@@ -33,10 +33,6 @@ from autopar.search.solvers import default_solver, exhaustive, random_choice, so
 ALIKE_ABOVE = 400
 """Nodes above which nodes that look alike share a choice. Below, everything is searched apart."""
 
-USABLE = 0.88
-"""Share of device memory a plan may fill: 8 % is held back for the compiler's own buffers and 4 %
-for fragmentation (DESIGN section 6)."""
-
 LIGHTEST_ROUNDS = 6
 """Peak instants taken into account, at most, in the search for the plan of least memory."""
 
@@ -62,8 +58,8 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     options.progress("building the flow graph")
     graph = build_graph(step)
     rules = find_rules(graph)
-    memory = MemoryModel(step, graph, roles(step, graph))
-    budget = options.memory_bytes or int(cluster.chip.hbm_bytes * USABLE)
+    memory = MemoryModel(step, graph, roles(step, graph), cluster.chip)
+    budget = options.memory_bytes or cluster.chip.usable_bytes
     meshes = _meshes(cluster, options)
     best: Candidate | None = None
     failures: list[InfeasibleError] = []
@@ -101,9 +97,7 @@ def _plan(
         problem, name, found.status, found.cost, found.bound, seconds, best.alike
     )
     text = options.as_text()
-    return record.assembled(
-        step, cluster, problem, states, memory.roles, predicted, solver, text
-    )
+    return record.assembled(step, cluster, problem, states, memory.roles, predicted, solver, text)
 
 
 def _nearest(failures: list[InfeasibleError]) -> InfeasibleError:
@@ -151,9 +145,7 @@ def _solve_mesh(
     restriction = _restriction(step, graph, mesh, options)
     alike = len(graph.nodes) > ALIKE_ABOVE and options.search not in ("exhaustive", "random")
     resharder = Resharder(mesh, cluster.axis_links(mesh))
-    problem = assemble(
-        graph, rules, memory.fusion, cluster, mesh, restriction, resharder, alike
-    )
+    problem = assemble(graph, rules, memory.fusion, cluster, mesh, restriction, resharder, alike)
     return _fit(problem, memory, budget, options, alike)
 
 

@@ -86,9 +86,7 @@ def collectives(
     )
 
 
-def _unrestings(
-    problem: Problem, states: Sequence[State]
-) -> list[tuple[Edge, Layout, Layout]]:
+def _unrestings(problem: Problem, states: Sequence[State]) -> list[tuple[Edge, Layout, Layout]]:
     """Inputs that are gathered once for several uses, as if by an edge."""
     found: list[tuple[Edge, Layout, Layout]] = []
     for node, state in zip(problem.graph.nodes, states, strict=True):
