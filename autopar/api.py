@@ -10,6 +10,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import jax
 
+from autopar.core.compat import Device
 from autopar.core.errors import OptionError
 from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Plan
@@ -103,7 +104,7 @@ def _quiet(line: str) -> None:
 def apply(
     step: Callable[Args, Result],
     plan: Plan,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     backend: str = "jit",
     *,
     donate: Sequence[int] = (0,),
@@ -130,7 +131,7 @@ def parallelize(
     memory: int | str | None = ...,
     mesh: Mesh | None = ...,
     plan: Plan | str | Path | None = ...,
-    devices: Sequence[jax.Device] | None = ...,
+    devices: Sequence[Device] | None = ...,
     backend: str = ...,
     donate: Sequence[int] = ...,
     **options: Any,
@@ -142,7 +143,7 @@ def parallelize(
     /,
     *,
     plan: Plan | str | Path | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     backend: str = "jit",
     donate: Sequence[int] = (0,),
     **options: Any,
@@ -191,7 +192,7 @@ class Parallelized(Generic[Args, Result]):
         self,
         step: Callable[Args, Result],
         plan: Plan | None,
-        devices: Sequence[jax.Device] | None,
+        devices: Sequence[Device] | None,
         backend: str,
         donate: Sequence[int],
         options: Mapping[str, Any],
@@ -246,7 +247,7 @@ class Parallelized(Generic[Args, Result]):
         return self.lower(*args, **kwargs).compile()
 
     def shardings(self, *args: Args.args, **kwargs: Args.kwargs) -> tuple[Any, Any]:
-        """``NamedSharding`` of every argument and of every result, for arguments of these shapes."""
+        """``NamedSharding`` of every argument, and of every result."""
         bound = self._for(args, kwargs)
         return bound.in_shardings, bound.out_shardings
 

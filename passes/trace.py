@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
-from jax.tree_util import PyTreeDef
 
 from autopar.core import compat
+from autopar.core.compat import PyTreeDef
 from autopar.core.errors import AutoparError, OptionError, TraceError
 from autopar.passes.fingerprint import aval_text, fingerprint, function_name
 from autopar.passes.simplify import simplify
@@ -45,8 +45,8 @@ class Step:
     jaxpr: ClosedJaxpr
     in_paths: tuple[str, ...]
     out_paths: tuple[str, ...]
-    in_tree: PyTreeDef  # pyright: ignore[reportInvalidTypeForm]  JAX leaves it untyped
-    out_tree: PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
+    in_tree: PyTreeDef
+    out_tree: PyTreeDef
     donated: tuple[bool, ...]
     ties: tuple[tuple[int, int], ...]
 

@@ -6,11 +6,18 @@ Everything here works on JAX 0.10 and 0.11. Nothing else in autopar depends on a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jax._src import source_info_util
 from jax._src.named_sharding import UnspecifiedValue
 from jax.extend.core import DropVar, JaxprEqn, Var
+
+if TYPE_CHECKING:  # JAX exports both untyped
+    PyTreeDef: TypeAlias = Any
+    Device: TypeAlias = Any
+else:
+    from jax import Device as Device
+    from jax.tree_util import PyTreeDef as PyTreeDef
 
 
 def new_var(aval: Any) -> Var:

@@ -1,6 +1,6 @@
 """The exceptions autopar raises.
 
-Every message says what was wrong, where, and what to do about it. Catch ``AutoparError`` to catch all.
+Every message says what was wrong, where, and what to do about it; ``AutoparError`` catches all.
 """
 
 
@@ -9,7 +9,7 @@ class AutoparError(Exception):
 
 
 class TraceError(AutoparError):
-    """The step could not be traced to a jaxpr (data-dependent Python control flow, bad arguments)."""
+    """The step could not be traced to a jaxpr (data-dependent control flow, bad arguments)."""
 
 
 class RuleError(AutoparError):
@@ -17,7 +17,7 @@ class RuleError(AutoparError):
 
 
 class ClusterError(AutoparError):
-    """A cluster or mesh description is wrong: unknown preset, bad unit, zero devices, wrong size."""
+    """A cluster or mesh description is wrong: unknown preset, bad unit, wrong size."""
 
 
 class InfeasibleError(AutoparError):

@@ -57,6 +57,7 @@ def replicated(mesh: MeshSpec) -> Layout:
 
 
 def is_partial(layout: Layout) -> bool:
+    """Whether the layout is partial along some axis."""
     return any(isinstance(placement, Partial) for placement in layout)
 
 

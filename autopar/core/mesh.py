@@ -68,7 +68,7 @@ class MeshSpec:
                 )
             named = list(zip(DEFAULT_NAMES, mesh, strict=False))
         for name, size in named:
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if type(size) is not int or size < 1:
                 raise ClusterError(
                     f"mesh axis {name!r} has size {size!r}; every axis needs at least one device"
                 )

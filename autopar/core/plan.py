@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.tree_util import PyTreeDef
 
+from autopar.core.compat import PyTreeDef
 from autopar.core.errors import PlanError
 from autopar.core.layout import Layout, show, to_spec
 from autopar.core.mesh import MeshSpec
@@ -93,8 +93,8 @@ class SolverReport:
     """How good the plan is known to be, under the cost model.
 
     Attributes:
-      status: ``optimal`` (proven), ``feasible`` (not proven: see ``gap``), or ``given`` (the layouts
-        were not searched for).
+      status: ``optimal`` (proven), ``feasible`` (not proven: see ``gap``), or ``given``
+        (the layouts were not searched for).
       objective_s: cost of the plan; bound_s: no plan of this mesh costs less.
       seconds: time the search took, without tracing.
       variables: variables of the network before it was shrunk; nodes: of the step's flow graph.
@@ -198,7 +198,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Reads a plan. ``PlanError`` if the file is no plan, is cut short, or of another schema."""
+        """Reads a plan. ``PlanError`` if the file is no plan, cut short, or of another schema."""
         from autopar.core.plan_json import load
 
         return load(Path(path))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
+from autopar.core.compat import Device
 from autopar.core.errors import ClusterError, OptionError, PlanError
 from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Plan, ValuePlan
@@ -46,7 +47,7 @@ class PlannedStep:
         self,
         step: Step,
         plan: Plan,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Device] | None = None,
         backend: str = "jit",
     ) -> None:
         check_backend(backend)
@@ -67,7 +68,7 @@ class PlannedStep:
         )
 
 
-def device_mesh(mesh: MeshSpec, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def device_mesh(mesh: MeshSpec, devices: Sequence[Device] | None = None) -> Mesh:
     """Lays ``mesh`` over ``devices``, physically near ones along its minor axes.
 
     Raises:

@@ -20,6 +20,7 @@ import numpy as np
 from autopar.core.layout import Layout, local_shape, replicated
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster, FusionBorders, Resharder, equation_seconds, work
+from autopar.cost_model.work import itemsize, shape_of
 from autopar.passes.fingerprint import signature
 from autopar.passes.rules import FactorRule, factor_rule, replicate_rule
 from autopar.search.domains import Domain, Domains, State, partial_ops, shifted
@@ -163,8 +164,8 @@ class _Assembler:
         eqn = node.eqn
         assert eqn is not None
         total = work(eqn)
-        ins = [tuple(atom.aval.shape) for atom in eqn.invars]
-        outs = [tuple(var.aval.shape) for var in eqn.outvars]
+        ins = [shape_of(atom.aval) for atom in eqn.invars]
+        outs = [shape_of(var.aval) for var in eqn.outvars]
         seconds = [
             equation_seconds(
                 total,
@@ -186,7 +187,7 @@ class _Assembler:
         shared = node.index in self.graph.shared_inputs
         domain = self._made.input(node.shape, shared, resting)
         assert node.var is not None
-        size = node.var.aval.dtype.itemsize
+        size = itemsize(node.var.aval)
         key = ("input", node.shape, size, domain)
         if key not in self._seconds:
             # A re-layout between rest and use, light and waited for by nobody else: coalesced.
@@ -194,7 +195,7 @@ class _Assembler:
             uses = [state.results[0] for state in domain]
             table = self._reshard(node.shape, size, tuple(rests), tuple(uses), True)
             self._seconds[key] = np.ascontiguousarray(table.diagonal())
-        return domain, (node.var.aval.dtype, resting, shared), self._seconds[key]
+        return domain, (str(node.var.aval), resting, shared), self._seconds[key]
 
     def _border(
         self, node: Node, feeders: Mapping[int, list[tuple[int, int]]]
@@ -209,7 +210,7 @@ class _Assembler:
         allowed = self.restriction.outputs.get(node.index)
         if allowed is not None:
             domain = tuple(state for state in domain if state.results[0] in allowed)
-        dtype = None if node.var is None else node.var.aval.dtype
+        dtype = None if node.var is None else str(node.var.aval)
         return domain, (dtype, allowed), np.zeros(len(domain), np.int64)
 
     def _port_ops(self, source: int, port: int) -> frozenset[str]:

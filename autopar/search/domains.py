@@ -86,7 +86,7 @@ def _refines(rest: Layout, use: Layout) -> bool:
 
     Cutting further is free at each use, and moving a split is never cheaper than resting there.
     """
-    return all(u == r or u == B for r, u in zip(rest, use, strict=True))
+    return all(u in (r, B) for r, u in zip(rest, use, strict=True))
 
 
 def _joint_states(rule: FactorRule, mesh: MeshSpec) -> Iterable[State]:

@@ -21,6 +21,7 @@ from typing import Literal as OneOf
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
+from autopar.cost_model.work import itemsize, shape_of
 from autopar.passes.rules import Link, Region, regions
 from autopar.passes.trace import Step
 
@@ -36,7 +37,8 @@ HEAVY = frozenset(
 @dataclass(frozen=True, slots=True)
 class Node:
     """One choice of the plan. ``name`` is stable: ``in:3``, ``12``, ``30/body/4``, and for hubs
-    ``12.0`` (a result), ``30/body.in2`` and ``30.out1`` (what crosses a loop's border)."""
+    ``12.0`` (a result), ``30/body.in2`` and ``30.out1`` (what crosses a loop's border).
+    """
 
     index: int
     kind: NodeKind
@@ -120,7 +122,7 @@ class _Builder:
         shape: tuple[int, ...] | None = None,
     ) -> int:
         if shape is None:
-            shape = () if var is None else tuple(var.aval.shape)
+            shape = () if var is None else shape_of(var.aval)
         self.nodes.append(Node(len(self.nodes), kind, name, trips, var, eqn, shape))
         return len(self.nodes) - 1
 
@@ -193,7 +195,7 @@ def _leave(builder: _Builder, link: Link, name: str, trips: int) -> None:
     outer = link.outer
     assert isinstance(outer, Var)
     if outer not in builder.sources:
-        shape = tuple(outer.aval.shape)[int(link.stacked) :]
+        shape = shape_of(outer.aval)[int(link.stacked) :]
         node = builder.add("hub", name, trips, outer, shape=shape)
         builder.sources[outer] = Source(node, 0, int(link.stacked))
     builder.use(link.inner, builder.sources[outer].node, 0, trips)
@@ -240,14 +242,13 @@ def _finish(builder: _Builder) -> Graph:
 
 
 def _edge(source: Source, use: _Use, coalesced: bool) -> Edge:
-    aval = use.var.aval
     return Edge(
         source.node,
         source.port,
         use.dst,
         use.slot,
-        tuple(aval.shape),
-        aval.dtype.itemsize,
+        shape_of(use.var.aval),
+        itemsize(use.var.aval),
         use.weight,
         source.shift,
         use.shift,

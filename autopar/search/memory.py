@@ -18,7 +18,7 @@ from autopar.core.layout import Layout, local_shape
 from autopar.cost_model import Chip
 from autopar.cost_model.fusion import fusion_borders
 from autopar.cost_model.memory import Timeline, liveness
-from autopar.cost_model.work import itemsize
+from autopar.cost_model.work import itemsize, shape_of
 from autopar.passes.trace import Step
 from autopar.search.assemble import Problem
 from autopar.search.domains import State, shifted
@@ -35,11 +35,11 @@ PEAKS = 3
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A hub whose value fusion would not keep, but a re-layout writes: live from ``start`` to ``end``.
+    """A hub whose value fusion would not keep, but a re-layout writes.
 
-    ``is_weight``: computed from inputs alone by light work, a cast weight above all. It is taken to
-    be held always (where its layout is its maker's that is a small overestimate), so that a linear
-    limit sees it.
+    It is live from instant ``start`` to ``end``. ``is_weight``: computed from inputs alone by light
+    work, a cast weight above all. That is taken to be held always (a small overestimate where its
+    layout is its maker's), so that a linear limit sees it.
     """
 
     node: int
@@ -187,7 +187,8 @@ class MeshMemory:
         """The copies that a limit counts too: inputs in use as they do not rest, cast weights."""
         for index in graph.shared_inputs:
             node, state = graph.nodes[index], states[index]
-            if state.operands != state.results and node.var in self.timeline.uses:
+            if node.var in self.timeline.uses and state.operands != state.results:
+                assert node.var is not None
                 start, end = self.timeline.uses[node.var]
                 yield start, end, self._local_bytes(node.var, state.results[0])
         for held in self.held:
@@ -218,7 +219,7 @@ class MeshMemory:
         """The node that decides about ``var``, and its bytes in each of the node's states."""
         source = self.problem.graph.sources[var]
         domain = self.problem.domains[source.node]
-        shape, size = tuple(var.aval.shape), itemsize(var.aval)
+        shape, size = shape_of(var.aval), itemsize(var.aval)
         key = (shape, size, scale, id(domain), source.port, source.shift)
         if key not in self._tables:
             is_input = self.problem.graph.nodes[source.node].kind == "input"
@@ -242,7 +243,7 @@ class MeshMemory:
         )
 
     def _local_bytes(self, var: Var, layout: Layout) -> int:
-        local = local_shape(tuple(var.aval.shape), layout, self.problem.mesh)
+        local = local_shape(shape_of(var.aval), layout, self.problem.mesh)
         return int(np.prod(local, dtype=np.int64)) * itemsize(var.aval)
 
 

@@ -5,7 +5,7 @@ Choose one value $x_i$ for every variable so that
 $$ \min_x \sum_i c_i(x_i) + \sum_{i<j} c_{ij}(x_i, x_j) \quad\text{with}\quad
    \sum_i w_{ik}(x_i) \le W_k \;\text{for every limit}\; k. $$
 
-Costs are whole nanoseconds, so every solver computes the same sum exactly and equal plans are equal.
+Costs are whole nanoseconds, so every solver computes the same sum, and equal plans are equal.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Unary costs by variable, binary costs by pair ``(i, j)`` with ``i < j``, limits, a constant."""
+    """Unary costs by variable, binary ones by pair ``(i, j)``, ``i < j``; limits; a constant."""
 
     unary: tuple[IntArray, ...]
     pairs: Mapping[tuple[int, int], IntArray]

@@ -67,7 +67,7 @@ def _layout(pattern: str, spec: jax.P, position: int, step: Step, mesh: MeshSpec
             f"{where}: the spec has {len(spec)} entries, the value {len(shape)} dimensions"
         )
     try:
-        layout = from_spec(spec, mesh)
+        layout = from_spec(tuple(spec), mesh)
     except ValueError as error:
         raise PinError(f"{where}: {error}") from None
     if not divides(shape, layout, mesh):

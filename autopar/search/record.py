@@ -15,6 +15,7 @@ from autopar.core.plan import (
     ValuePlan,
 )
 from autopar.cost_model import Cluster, Resharder
+from autopar.cost_model.work import itemsize
 from autopar.passes.trace import Step, source_name
 from autopar.search.assemble import Problem
 from autopar.search.domains import State, shifted
@@ -91,7 +92,7 @@ def _unrestings(problem: Problem, states: Sequence[State]) -> list[tuple[Edge, L
     found: list[tuple[Edge, Layout, Layout]] = []
     for node, state in zip(problem.graph.nodes, states, strict=True):
         if node.kind == "input" and node.var is not None and state.operands != state.results:
-            size = node.var.aval.dtype.itemsize
+            size = itemsize(node.var.aval)
             edge = Edge(node.index, 0, node.index, 0, node.shape, size, 1, coalesced=True)
             found.append((edge, state.operands[0], state.results[0]))
     return found
@@ -134,6 +135,7 @@ def prediction(
 def solver_report(
     problem: Problem, name: str, status: str, cost: int, bound: int, seconds: float, alike: bool
 ) -> SolverReport:
+    """What is known of the plan's quality; costs in units of ``TICK_S``."""
     return SolverReport(
         name=name,
         status=status,

@@ -1,8 +1,8 @@
 r"""Exact reductions of a network, each returning what is needed to undo it.
 
 * *Dead-end elimination* (Goldstein, 1994): value $a$ of $x_i$ goes if some $b$ is never worse,
-  $c_i(b) - c_i(a) + \sum_j \max_{x_j} [c_{ij}(b, x_j) - c_{ij}(a, x_j)] \le 0$, and is no heavier in
-  any limit.
+  $c_i(b) - c_i(a) + \sum_j \max_{x_j} [c_{ij}(b, x_j) - c_{ij}(a, x_j)] \le 0$, and is no heavier
+  in any limit.
 * *Variable elimination*: a variable in no limit with at most two neighbours is replaced by the
   cost $\min_{x_i}[\ldots]$ over its neighbours (bucket elimination, Dechter 1999).
 
@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network
 
@@ -58,7 +59,7 @@ class _Work:
     offset: int
     eliminated: list[Eliminated] = field(default_factory=list)
 
-    def keep(self, i: int, mask: np.ndarray) -> None:
+    def keep(self, i: int, mask: NDArray[np.bool_]) -> None:
         self.unary[i] = self.unary[i][mask]
         self.values[i] = self.values[i][mask]
         self.weights[i] = [w[mask] for w in self.weights[i]]
@@ -131,7 +132,7 @@ def _drop_dead_ends(work: _Work, i: int) -> bool:
     earlier = np.tril(np.ones((size, size), bool), -1)  # b before a
     mutual = dominated & dominated.T
     dominated &= ~mutual | earlier
-    mask = ~(dominated & ~np.eye(size, dtype=bool)).any(axis=1)
+    mask: NDArray[np.bool_] = np.logical_not((dominated & ~np.eye(size, dtype=bool)).any(axis=1))
     if mask.all():
         return fewer
     work.keep(i, mask)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,8 +21,8 @@ from autopar.core.errors import OptionError
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network, Solution
 from autopar.search.shrink import shrink
 
-Solver = Callable[[Network, float, int | None], Solution]
-"""``solver(network, seconds, upper)``; ``upper`` is a cost already attained, or ``None``."""
+Solver = Callable[[Network, float], Solution]
+"""``solver(network, seconds)``: the best it finds in that time, with its bound."""
 
 WEIGHT_RESOLUTION = 20_000
 """A limit's weights are rounded up to its bound divided by this (0.005 %): exact enough, and the
@@ -36,7 +37,7 @@ def solve(network: Network, seconds: float, solver: Solver | None = None) -> Sol
       solver: ``toulbar2`` where it is installed, else ``highs``.
     """
     smaller, undo = shrink(network)
-    found = (solver or default_solver())(smaller, seconds, None)
+    found = (solver or default_solver())(smaller, seconds)
     if found.choice is None:
         return found
     choice = undo(found.choice)
@@ -47,6 +48,7 @@ def solve(network: Network, seconds: float, solver: Solver | None = None) -> Sol
 
 
 def default_solver() -> Solver:
+    """``toulbar2`` where it is installed, else ``highs``."""
     return toulbar2 if importlib.util.find_spec("pytoulbar2") else highs
 
 
@@ -55,12 +57,12 @@ RESOLUTION = 5_000_000
 whole nanoseconds cost it 20 s where this costs 0.4; and a plan within 1e-4 is as good as best."""
 
 
-def toulbar2(network: Network, seconds: float, upper: int | None = None) -> Solution:
+def toulbar2(network: Network, seconds: float) -> Solution:
     """Exact branch and bound with soft local consistency (Hurley et al. 2016), by toulbar2.
 
-    Costs are rounded *down* to ``1 / RESOLUTION`` of the objective, so the bound holds for the exact
-    costs too; the choice found is then improved under the exact costs. ``optimal`` means proven
-    best under the rounded costs; ``bound`` says what that leaves open (nothing on small networks).
+    Costs are rounded *down* to ``1 / RESOLUTION`` of the objective, so the bound holds for the
+    exact costs too; the choice found is then improved under the exact costs. ``optimal`` means
+    proven best under the rounded costs; ``bound`` says what that leaves open.
     """
     if not network.unary:
         return Solution((), network.offset, network.offset, "optimal")
@@ -70,7 +72,7 @@ def toulbar2(network: Network, seconds: float, upper: int | None = None) -> Solu
     unit = max(1, _allowed_cost(network, first) // RESOLUTION)
     limit_s = max(1, math.ceil(seconds))
     began = time.process_time()
-    cfn = pytoulbar2.CFN(None if upper is None else upper // unit + 1, vac=1, seed=1)
+    cfn = pytoulbar2.CFN(vac=1, seed=1)
     try:
         _post(cfn, network, unit)
         found = cfn.Solve(timeLimit=limit_s)
@@ -78,6 +80,8 @@ def toulbar2(network: Network, seconds: float, upper: int | None = None) -> Solu
         return Solution(None, FORBIDDEN, 0, "infeasible")
     except cfn.SolverOut:
         return Solution(None, FORBIDDEN, 0, "unknown")
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)  # its timer would go on, and end the process
     ended = time.process_time() - began < limit_s  # nothing else stops it; it counts so too
     bound = network.offset + math.ceil(cfn.GetDDualBound() - 0.5) * unit
     if found is None:
@@ -142,7 +146,8 @@ def _post(cfn: Any, network: Network, unit: int) -> None:
 
 def _post_limit(cfn: Any, limit: Limit) -> None:
     """``sum w <= bound`` as the solver's own text form of ``sum -w >= -bound``: posting it through
-    the wrapper's list of triples is quadratic."""
+    the wrapper's list of triples is quadratic.
+    """
     unit = max(1, limit.bound // WEIGHT_RESOLUTION)
     text = [str(-(limit.bound // unit))]
     scope = sorted(i for i, weights in limit.weights.items() if weights.any())
@@ -156,13 +161,12 @@ def _post_limit(cfn: Any, limit: Limit) -> None:
         raise cfn.Contradiction
 
 
-def highs(network: Network, seconds: float, upper: int | None = None) -> Solution:
+def highs(network: Network, seconds: float) -> Solution:
     r"""The same problem as an integer program, by HiGHS: $\min c^T z$ over indicators.
 
     One binary $z_{iv}$ per value, one $z_{ijvw} \ge 0$ per pair of values, with the marginals
     $\sum_w z_{ijvw} = z_{iv}$ (the local polytope; Koster et al. 1998).
     """
-    del upper
     model = _IntegerProgram()
     starts = [model.columns(costs, integer=True) for costs in network.unary]
     for costs, start in zip(network.unary, starts, strict=True):
@@ -188,8 +192,8 @@ def highs(network: Network, seconds: float, upper: int | None = None) -> Solutio
 
 
 HIGHS_TICKS = 1e3
-"""Units of cost in one of HiGHS's objective (a microsecond). It takes objectives within 1e-6 of each
-other for equal, so one tick must be well above that."""
+"""Units of cost in one of HiGHS's objective (a microsecond). It takes objectives within 1e-6 of
+each other for equal, so one tick must be well above that."""
 
 
 class _IntegerProgram:
@@ -213,16 +217,19 @@ class _IntegerProgram:
         self.low.append(low)
         self.high.append(high)
 
-    def solve(self, seconds: float):  # type: ignore[no-untyped-def]
+    def solve(self, seconds: float) -> Any:
         costs = np.array(self.costs)
         allowed = costs < FORBIDDEN / 2
         rows, cols, values = zip(*self.entries, strict=True)
         matrix = coo_array((values, (rows, cols)), shape=(len(self.low), len(costs)))
+        upper: Any = np.where(allowed, 1.0, 0.0)
+        low: Any = np.array(self.low)
+        high: Any = np.array(self.high)
         return milp(
             np.where(allowed, costs, 0.0) / HIGHS_TICKS,
             integrality=np.array(self.integer, int),
-            bounds=Bounds(0.0, np.where(allowed, 1.0, 0.0)),
-            constraints=LinearConstraint(matrix.tocsc(), np.array(self.low), np.array(self.high)),
+            bounds=Bounds(0.0, upper),
+            constraints=LinearConstraint(matrix.tocsc(), low, high),
             options={"time_limit": float(seconds), "mip_rel_gap": 0.0},
         )
 
@@ -249,13 +256,13 @@ def _read_highs(
 EXHAUSTIVE_LIMIT = 2_000_000
 
 
-def exhaustive(network: Network, seconds: float = 0.0, upper: int | None = None) -> Solution:
+def exhaustive(network: Network, seconds: float = 0.0) -> Solution:
     """Tries every assignment. The oracle of the tests: shares nothing with the other solvers.
 
     Raises:
       OptionError: more than ``EXHAUSTIVE_LIMIT`` assignments.
     """
-    del seconds, upper
+    del seconds
     sizes = [len(costs) for costs in network.unary]
     count = math.prod(sizes)
     if count > EXHAUSTIVE_LIMIT:

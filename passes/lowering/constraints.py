@@ -8,7 +8,7 @@ choices matter. A constraint stands
 * at a value that several use, or that crosses the border of a loop (a hub);
 * at the result of heavy work, so that the partitioner does not move the split elsewhere.
 
-Blanket constraints on every value made the compiler add permutes; none at all let it invent layouts.
+Blanket constraints on every value made the compiler add permutes; none let it invent layouts.
 A partial sum cannot be written as a ``PartitionSpec``: the constraint stands where it is reduced.
 """
 

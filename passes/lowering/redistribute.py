@@ -4,7 +4,7 @@ A change follows the same one-axis steps that the cost model priced (``cost_mode
 
     S(d) -> B       all_gather            P -> S(d)     psum_scatter
     P    -> B       psum, pmax, ...       S(i) -> S(j)  all_to_all
-    B    -> S(d)    slice by position     B -> P(op)    position 0 keeps it, others hold the identity
+    B    -> S(d)    slice by position     B -> P(op)    all but position 0 hold the identity
 
 Where XLA has no reduction of an ``op`` (``mul``, ``and``, ``or``), the pieces are gathered and
 reduced by everyone. Keys travel as their words.

@@ -110,14 +110,13 @@ def _convert(eqn: JaxprEqn) -> FactorRule:
     """Lets sums pass where conversion commutes with them, and extrema where it keeps the order.
 
     Between inexact types it does, up to rounding (narrowing rounds each piece instead of the sum).
-    Integers wrap: narrower is exact; wider is, for a signed source, as long as no sum overflows.
+    Integers wrap: narrower is exact; wider is not, for pieces whose sum wraps before.
     """
     source, target = dtype_of(eqn.invars[0]), dtype_of(eqn.outvars[0])
     inexact = all(jnp.issubdtype(dtype, jnp.inexact) for dtype in (source, target))
     integer = all(jnp.issubdtype(dtype, jnp.integer) for dtype in (source, target))
-    wraps_alike = target.itemsize <= source.itemsize or jnp.issubdtype(source, jnp.signedinteger)
     ops: list[str] = []
-    if inexact or (integer and wraps_alike):
+    if inexact or (integer and target.itemsize <= source.itemsize):
         ops.append("add")
     if jnp.issubdtype(target, jnp.floating) and jnp.issubdtype(source, jnp.number):
         ops.extend(ORDER)

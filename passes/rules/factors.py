@@ -130,7 +130,9 @@ def check_rule(
         ("result", rule.results, result_shapes),
     ):
         if len(table) != len(shapes):
-            raise RuleError(f"{where}: the rule has {len(table)} {kind}s, the equation {len(shapes)}")
+            raise RuleError(
+                f"{where}: the rule has {len(table)} {kind}s, the equation {len(shapes)}"
+            )
         for index, (dims, shape) in enumerate(zip(table, shapes, strict=True)):
             if len(dims) != len(shape):
                 raise RuleError(f"{where}: {kind} {index} has shape {shape}, the rule says {dims}")

@@ -117,6 +117,9 @@ def _scatter(eqn: JaxprEqn) -> FactorRule:
 
 
 def _scatter_linear(eqn: JaxprEqn, op: str | None) -> list[Linear]:
+    """A plain ``scatter`` with a function of its own (``x.at[i].apply``) is not linear."""
+    if op is None and eqn.params.get("update_jaxpr") is not None:
+        return []
     if op == "mul":
         return linear(eqn, (0,))
     return linear(eqn, (0, 2), ops=(op or "add",))

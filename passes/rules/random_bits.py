@@ -14,9 +14,18 @@ from autopar.passes.rules.factors import FactorRule
 from autopar.passes.rules.registry import rule
 
 
-@rule("random_seed", "random_fold_in", "random_clone", "random_gamma", "threefry2x32")
+@rule("random_seed", "random_fold_in", "random_clone", "threefry2x32")
 def _per_key(eqn: JaxprEqn) -> FactorRule:
     return pointwise(eqn)
+
+
+@rule("random_gamma")
+def _per_key_in_order(eqn: JaxprEqn) -> FactorRule:
+    """A key is divided among the dimensions that it lacks, in order: those stay whole."""
+    (keys, shape) = in_shapes(eqn)
+    factors = Factors()
+    dims = factors.dims(shape, keep=range(len(keys), len(shape)))
+    return factors.rule([dims[: len(keys)], dims], [dims])
 
 
 @rule("random_bits", "random_split", "random_wrap", "random_unwrap")

@@ -16,7 +16,8 @@ Atom = Var | Literal
 @dataclass(frozen=True, slots=True)
 class Link:
     """``inner`` lies as ``outer`` does; ``stacked`` if the outer value has a leading loop dimension
-    more (a scanned input or output), which is never cut."""
+    more (a scanned input or output), which is never cut.
+    """
 
     outer: Atom
     inner: Atom

@@ -1,4 +1,4 @@
-"""What experts do by hand to a GPT, found unasked: ZeRO, ZeRO-3, Megatron with sequence parallelism.
+"""What experts do by hand to a GPT, unasked: ZeRO, ZeRO-3, Megatron with sequence parallelism.
 
 Four layers of GPT-3's 6.7B shape with AdamW; bf16 compute, f32 parameters. Every assertion is about
 layouts and kinds of collectives, none about seconds.
@@ -156,7 +156,7 @@ def test_mesh_is_found_too() -> None:
     """With nothing fixed at all: eight GPUs, sixteen sequences, the chip's own memory."""
     reading = planned(16, Cluster.preset("h100", 8))
     assert reading.plan.solver.status == "optimal"
-    assert "B" not in {show for show in reading.layouts(MOMENTS)}
+    assert "B" not in set(reading.layouts(MOMENTS))
 
 
 @pytest.mark.slow
