@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench format clean
+.PHONY: help demo test test-slow lint bench format docs clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ bench: $(READY) ## Run every program in benchmarks/, one by one
 format: $(READY) ## Rewrite the code as the formatter and the linter's fixes want it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY) ## Write docs/operations.md anew from the rules
+	$(BIN)/python docs/generate_operations.py
 
 clean: ## Remove what is built and cached (the virtual environment stays)
 	rm -rf build dist docs/_build .hypothesis .import_linter_cache .pytest_cache .ruff_cache

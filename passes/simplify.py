@@ -217,12 +217,14 @@ def _nest_remat(scope: _Scope, eqn: JaxprEqn) -> JaxprEqn:
 
 
 def _nest_jit(scope: _Scope, eqn: JaxprEqn) -> JaxprEqn:
-    """A ``jit`` with shardings keeps its constants: its parameters are one per operand."""
-    del scope
+    """Some parameters of a ``jit`` with shardings are one per operand: constants get theirs."""
     body, consts = _copy_closed(eqn.params["jaxpr"])
-    n = len(consts)
-    jaxpr = body.jaxpr.replace(constvars=body.jaxpr.invars[:n], invars=body.jaxpr.invars[n:])
-    return eqn.replace(params=dict(eqn.params, jaxpr=ClosedJaxpr(jaxpr, consts)))
+    own = {"in_shardings": compat.UNSPECIFIED, "in_layouts": None, "donated_invars": False}
+    params = dict(eqn.params, jaxpr=body)
+    for name, value in own.items():
+        if name in params:
+            params[name] = (value,) * len(consts) + tuple(params[name])
+    return _with_consts(scope, eqn, params, ((0, body, consts),))
 
 
 def _copy_closed(closed: ClosedJaxpr) -> tuple[ClosedJaxpr, list[Any]]:

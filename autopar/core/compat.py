@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jax._src import source_info_util
+from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax._src.named_sharding import UnspecifiedValue
 from jax.extend.core import DropVar, JaxprEqn, Var
 

@@ -21,11 +21,10 @@ from autopar.core.layout import Layout, local_shape, replicated
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster, FusionBorders, Resharder, equation_seconds, work
 from autopar.cost_model.work import itemsize, shape_of
-from autopar.passes.fingerprint import signature
-from autopar.passes.rules import FactorRule, factor_rule, replicate_rule
 from autopar.search.domains import Domain, Domains, State, partial_ops, shifted
 from autopar.search.graph import Edge, Graph, Node
 from autopar.search.network import FORBIDDEN, IntArray, Network, add_pair, to_ticks
+from autopar.search.operations import Operation, without_rule
 from autopar.search.quotient import classes
 
 
@@ -41,7 +40,7 @@ class Restriction:
 
     resting: Mapping[int, tuple[Layout, ...]] = field(default_factory=dict)
     outputs: Mapping[int, tuple[Layout, ...]] = field(default_factory=dict)
-    allow: Callable[[Node, FactorRule, State], bool] | None = None
+    allow: Callable[[Node, State], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class Problem:
 
 def assemble(
     graph: Graph,
-    rules: tuple[FactorRule | None, ...],
+    ops: tuple[Operation | None, ...],
     fusion: FusionBorders,
     cluster: Cluster,
     mesh: MeshSpec,
@@ -79,42 +78,23 @@ def assemble(
     resharder: Resharder,
     alike: bool,
 ) -> Problem:
-    """Builds the network. ``rules`` has one entry per node, ``None`` where it is no op or has none.
+    """Builds the network. ``ops`` has one entry per node (see ``operations``).
 
     With ``alike`` nodes that look the same from nearby share a variable.
     """
-    assembler = _Assembler(graph, rules, fusion, cluster, mesh, restriction, resharder)
+    assembler = _Assembler(graph, ops, fusion, cluster, mesh, restriction, resharder)
     assembler.fill_domains()
     count = len(graph.nodes)
     variables = classes(graph, assembler.keys) if alike else tuple(range(count))
     network = assembler.network(variables)
-    missing: dict[str, int] = defaultdict(int)
-    for node, rule in zip(graph.nodes, rules, strict=True):
-        if node.eqn is not None and rule is None:
-            missing[node.eqn.primitive.name] += 1
-    fallbacks = dict(sorted(missing.items()))
-    return Problem(graph, mesh, tuple(assembler.domains), variables, network, fallbacks)
-
-
-def find_rules(graph: Graph) -> tuple[FactorRule | None, ...]:
-    """The factor rule of every op node; ``None`` for other nodes and where there is no rule."""
-    known: dict[str, FactorRule | None] = {}
-    found: list[FactorRule | None] = []
-    for node in graph.nodes:
-        if node.eqn is None:
-            found.append(None)
-            continue
-        key = signature(node.eqn)
-        if key not in known:
-            known[key] = factor_rule(node.eqn)
-        found.append(known[key])
-    return tuple(found)
+    domains = tuple(assembler.domains)
+    return Problem(graph, mesh, domains, variables, network, without_rule(ops))
 
 
 @dataclass(slots=True)
 class _Assembler:
     graph: Graph
-    rules: tuple[FactorRule | None, ...]
+    ops: tuple[Operation | None, ...]
     fusion: FusionBorders
     cluster: Cluster
     mesh: MeshSpec
@@ -145,15 +125,16 @@ class _Assembler:
             self.costs.append(cost)
 
     def _op(self, node: Node) -> tuple[Domain, Hashable, IntArray]:
+        op = self.ops[node.index]
         assert node.eqn is not None
-        rule = self.rules[node.index] or replicate_rule(node.eqn)
-        domain = self._made.op(rule)
+        assert op is not None
+        domain = self._made.op(op.rule)
         allow = self.restriction.allow
         if allow is not None:
-            kept = tuple(state for state in domain if allow(node, rule, state))
+            kept = tuple(state for state in domain if allow(node, state))
             domain = kept or domain[:1]
         reads, writes = self.fusion.of(node.eqn)
-        key = (signature(node.eqn), reads, writes, domain if allow else None)
+        key = (op.signature, reads, writes, domain if allow else None)
         if key not in self._seconds:
             self._seconds[key] = self._op_costs(node, domain, reads, writes)
         return domain, key, self._seconds[key] * node.trips
@@ -214,10 +195,8 @@ class _Assembler:
         return domain, (dtype, allowed), np.zeros(len(domain), np.int64)
 
     def _port_ops(self, source: int, port: int) -> frozenset[str]:
-        rule = self.rules[source]
-        if rule is None:
-            return frozenset()
-        return partial_ops(self._made.op(rule), port)
+        op = self.ops[source]
+        return frozenset() if op is None else partial_ops(self._made.op(op.rule), port)
 
     def network(self, variables: tuple[int, ...]) -> Network:
         """Sums costs over the nodes and edges of each variable, or pair of variables."""

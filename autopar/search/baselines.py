@@ -12,7 +12,6 @@ from collections.abc import Callable
 from autopar.core.errors import InfeasibleError, OptionError
 from autopar.core.layout import B, Layout, Placement, Split, divides, replicated
 from autopar.core.mesh import MeshSpec
-from autopar.passes.rules import FactorRule
 from autopar.passes.trace import Step
 from autopar.search.assemble import Restriction
 from autopar.search.domains import State
@@ -42,7 +41,7 @@ def baseline(name: str, step: Step, graph: Graph, mesh: MeshSpec) -> Restriction
         return Restriction(
             {i: (replicated(mesh),) for i in range(len(step.in_paths))},
             {n.index: (replicated(mesh),) for n in graph.nodes if n.kind == "output"},
-            lambda node, rule, state: (
+            lambda node, state: (
                 all(f is None for f in state.factors)
                 and not any(p != B for layout in state.results for p in layout)
             ),
@@ -63,7 +62,7 @@ def _with(
     graph: Graph,
     mesh: MeshSpec,
     place: Place,
-    allow: Callable[[Node, FactorRule, State], bool] | None,
+    allow: Callable[[Node, State], bool] | None,
 ) -> Restriction:
     resting: dict[int, tuple[Layout, ...]] = {}
     for position, role in enumerate(roles(step, graph)):
@@ -79,11 +78,10 @@ def _with(
     return Restriction(resting, {}, allow)
 
 
-def _replicated_update(graph: Graph) -> Callable[[Node, FactorRule, State], bool]:
+def _replicated_update(graph: Graph) -> Callable[[Node, State], bool]:
     """Plain data parallelism: gradients are reduced first, every device updates everything."""
 
-    def allow(node: Node, rule: FactorRule, state: State) -> bool:
-        del rule
+    def allow(node: Node, state: State) -> bool:
         if not graph.tails[node.index]:
             return True
         return all(p == B for layout in (*state.operands, *state.results) for p in layout)

@@ -147,6 +147,8 @@ def parts(state: State, mesh: MeshSpec) -> int:
 
 def shifted(layout: Layout, by: int) -> Layout:
     """``layout`` of a value with ``by`` more leading dimensions."""
+    if not by:
+        return layout
     return tuple(Split(p.dim + by) if isinstance(p, Split) else p for p in layout)
 
 

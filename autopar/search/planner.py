@@ -16,16 +16,16 @@ from autopar.core.errors import ClusterError, InfeasibleError, PinError
 from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, Resharder, format_bytes
-from autopar.passes.rules import FactorRule
 from autopar.passes.trace import Step
 from autopar.search import pins as pins_
 from autopar.search import record
-from autopar.search.assemble import Problem, Restriction, assemble, find_rules
+from autopar.search.assemble import Problem, Restriction, assemble
 from autopar.search.baselines import baseline
 from autopar.search.domains import State
 from autopar.search.graph import Graph, build_graph
 from autopar.search.memory import MemoryModel, MeshMemory
 from autopar.search.network import FORBIDDEN, Limit, Network, Solution
+from autopar.search.operations import Operation, operations
 from autopar.search.options import BASELINES, Options
 from autopar.search.roles import roles
 from autopar.search.solvers import default_solver, exhaustive, random_choice, solve, toulbar2
@@ -57,7 +57,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     began = time.perf_counter()
     options.progress("building the flow graph")
     graph = build_graph(step)
-    rules = find_rules(graph)
+    ops = operations(graph)
     memory = MemoryModel(step, graph, roles(step, graph), cluster.chip)
     budget = options.memory_bytes or cluster.chip.usable_bytes
     meshes = _meshes(cluster, options)
@@ -66,7 +66,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     for mesh in meshes:
         options.progress(f"searching {mesh}")
         try:
-            found = _solve_mesh(step, graph, rules, memory, cluster, mesh, budget, options)
+            found = _solve_mesh(step, graph, ops, memory, cluster, mesh, budget, options)
         except InfeasibleError as error:
             failures.append(error)
             continue
@@ -135,7 +135,7 @@ def _meshes(cluster: Cluster, options: Options) -> tuple[MeshSpec, ...]:
 def _solve_mesh(
     step: Step,
     graph: Graph,
-    rules: tuple[FactorRule | None, ...],
+    ops: tuple[Operation | None, ...],
     memory: MemoryModel,
     cluster: Cluster,
     mesh: MeshSpec,
@@ -145,7 +145,7 @@ def _solve_mesh(
     restriction = _restriction(step, graph, mesh, options)
     alike = len(graph.nodes) > ALIKE_ABOVE and options.search not in ("exhaustive", "random")
     resharder = Resharder(mesh, cluster.axis_links(mesh))
-    problem = assemble(graph, rules, memory.fusion, cluster, mesh, restriction, resharder, alike)
+    problem = assemble(graph, ops, memory.fusion, cluster, mesh, restriction, resharder, alike)
     return _fit(problem, memory, budget, options, alike)
 
 

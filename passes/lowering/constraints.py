@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.sharding import Mesh, NamedSharding
 
 from autopar.core.layout import Layout, Split, is_partial, to_spec
-from autopar.core.plan import Plan
+from autopar.core.plan import Plan, Strategy
 from autopar.passes.rules import Region, rebuild, regions
 from autopar.passes.trace import Step
 
@@ -73,7 +74,12 @@ class _Interpreter:
             self._operand(atom, value, layout)
             for atom, value, layout in zip(eqn.invars, operands, strategy.operands, strict=True)
         ]
+        fenced = _fenced(eqn, strategy)
+        if fenced:
+            ready = list(map(self._fix, ready, strategy.operands))
         results = _bind(eqn, ready, eqn.params)
+        if fenced:
+            results = list(map(self._fix, results, strategy.results))
         anchor = eqn.primitive.name in ANCHORS
         for port, (var, layout) in enumerate(zip(eqn.outvars, strategy.results, strict=True)):
             hub = self.plan.hubs.get(f"{name}.{port}")
@@ -89,7 +95,11 @@ class _Interpreter:
 
     def _constrain(self, value: Any, layout: Layout) -> Any:
         """Fixes the layout of ``value``, unless it is partial or there is nothing to split."""
-        if not value.shape or is_partial(layout):
+        return value if is_partial(layout) else self._fix(value, layout)
+
+    def _fix(self, value: Any, layout: Layout) -> Any:
+        """Fixes the layout of ``value``; what is partial is reduced."""
+        if not np.ndim(value):
             return value
         spec = to_spec(layout, self.plan.mesh, value.ndim)
         return jax.lax.with_sharding_constraint(value, NamedSharding(self.mesh, spec))
@@ -138,6 +148,19 @@ class _Interpreter:
                 by = int(link.stacked)
                 return tuple(Split(p.dim + by) if isinstance(p, Split) else p for p in hub)
         return None
+
+
+def _fenced(eqn: JaxprEqn, strategy: Strategy) -> bool:
+    """Whether the partitioner must be given no choice, as it makes wrong ones (as of JAX 0.10).
+
+    It pads wrongly, or dies, where it cuts a dimension that a negative edge trims; and it may slice
+    a gather's operand for good that is cut along one axis while another leaves it open.
+    """
+    if eqn.primitive.name == "gather":
+        return is_partial(strategy.operands[0])
+    return eqn.primitive.name == "pad" and any(
+        min(low, high) < 0 for low, high, _ in eqn.params["padding_config"]
+    )
 
 
 def _bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:

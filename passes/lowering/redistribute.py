@@ -6,8 +6,8 @@ A change follows the same one-axis steps that the cost model priced (``cost_mode
     P    -> B       psum, pmax, ...       S(i) -> S(j)  all_to_all
     B    -> S(d)    slice by position     B -> P(op)    all but position 0 hold the identity
 
-Where XLA has no reduction of an ``op`` (``mul``, ``and``, ``or``), the pieces are gathered and
-reduced by everyone. Keys travel as their words.
+Where collectives know no ``op`` (``mul``, ``and``, ``or``), the pieces are gathered and reduced by
+everyone. Keys travel as their words.
 """
 
 from __future__ import annotations
@@ -24,13 +24,10 @@ from autopar.core.layout import Layout, Partial, Placement, Split
 from autopar.core.mesh import MeshAxis
 from autopar.cost_model.reshard import Resharder, step_kind
 
-REDUCERS: dict[str, Callable[[Any], Any]] = {
+GATHERED: dict[str, Callable[[Any], Any]] = {
     "mul": lambda pieces: jnp.prod(pieces, axis=0, dtype=pieces.dtype),
     "and": lambda pieces: jnp.bitwise_and.reduce(pieces, axis=0),
     "or": lambda pieces: jnp.bitwise_or.reduce(pieces, axis=0),
-    "max": lambda pieces: jnp.max(pieces, axis=0),
-    "min": lambda pieces: jnp.min(pieces, axis=0),
-    "add": lambda pieces: jnp.sum(pieces, axis=0, dtype=pieces.dtype),
 }
 """How pieces, stacked along a new first dimension, become the value they are partial of."""
 
@@ -89,10 +86,38 @@ def all_reduce(value: Any, axis: str, op: str) -> Any:
     """The reduction by ``op`` of what the positions of ``axis`` hold, on all of them."""
     if op == "add":
         return lax.psum(value, axis)
-    if op in ("max", "min") and not jnp.issubdtype(value.dtype, jnp.inexact):
-        return lax.pmax(value, axis) if op == "max" else lax.pmin(value, axis)
-    # Extrema of floats too: XLA's all-reduce does not promise to propagate NaN, as JAX does.
-    return REDUCERS[op](lax.all_gather(value, axis))
+    if op in GATHERED:
+        pieces = lax.all_gather(_byte_wide(value), axis)
+        return GATHERED[op](pieces).astype(value.dtype)
+    if jnp.issubdtype(value.dtype, jnp.floating):
+        return _extremum(value, axis, op)
+    found = lax.pmax(value, axis) if op == "max" else lax.pmin(value, axis)
+    return found.astype(value.dtype)
+
+
+def _byte_wide(value: Any) -> Any:
+    """Integers of a few bits as whole bytes, which everything knows."""
+    narrow = jnp.issubdtype(value.dtype, jnp.integer) and jnp.iinfo(value.dtype).bits < 8
+    return value.astype(jnp.int32) if narrow else value
+
+
+def _extremum(value: Any, axis: str, op: str) -> Any:
+    """Maximum or minimum of floats, NaN if any is: what JAX means, and XLA's all-reduce may not.
+
+    As integers: two's complement of the bits below the sign orders floats, and a NaN of the right
+    sign lies beyond them all.
+    """
+    wide = value if value.dtype.itemsize >= 4 else value.astype(jnp.float32)
+    integers = jnp.int64 if wide.dtype.itemsize == 8 else jnp.int32
+    last = jnp.iinfo(integers).max
+
+    def flip(bits: Any) -> Any:
+        return jnp.where(bits < 0, bits ^ last, bits)
+
+    nan = last if op == "max" else ~last
+    keys = jnp.where(jnp.isnan(wide), nan, flip(lax.bitcast_convert_type(wide, integers)))
+    found = lax.pmax(keys, axis) if op == "max" else lax.pmin(keys, axis)
+    return lax.bitcast_convert_type(flip(found), wide.dtype).astype(value.dtype)
 
 
 def identity(op: str, dtype: Any) -> Any:
@@ -108,4 +133,6 @@ def identity(op: str, dtype: Any) -> Any:
     if jnp.issubdtype(dtype, jnp.integer):
         info = jnp.iinfo(dtype)
         return jnp.asarray(info.min if op == "max" else info.max, dtype)
+    if jnp.finfo(dtype).bits < 16:  # some have no infinity
+        return jnp.finfo(dtype).min if op == "max" else jnp.finfo(dtype).max
     return jnp.asarray(-jnp.inf if op == "max" else jnp.inf, dtype)

@@ -6,7 +6,10 @@ is cut. Where the operation is linear in an operand, partial sums of it pass thr
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import JaxprEqn
 
 from autopar.passes.rules.build import Factors, dtype_of, in_shapes, linear, out_shapes
@@ -118,9 +121,16 @@ def _convert(eqn: JaxprEqn) -> FactorRule:
     ops: list[str] = []
     if inexact or (integer and target.itemsize <= source.itemsize):
         ops.append("add")
-    if jnp.issubdtype(target, jnp.floating) and jnp.issubdtype(source, jnp.number):
+    if jnp.issubdtype(source, jnp.number) and _has_infinity(target):
         ops.extend(ORDER)
     return pointwise(eqn, linear(eqn, (0,), ops=ops))
+
+
+def _has_infinity(dtype: Any) -> bool:
+    """Of floats, whether what is too large stays in order: some 8-bit ones make it NaN."""
+    with np.errstate(all="ignore"):
+        infinite = np.isinf(np.full((), np.inf).astype(dtype))
+    return jnp.issubdtype(dtype, jnp.floating) and bool(infinite)
 
 
 @rule("bitcast_convert_type")

@@ -77,7 +77,7 @@ def _finished(
     failures: dict[str, str],
 ) -> dict[str, Any]:
     status = "failed" if failures else "passed"
-    again = [reproducer((case,), mesh, seed, backend) for backend in failures]
+    again = reproducer(case, seed)
     return _record(
         case, status, mesh=mesh, seed=seed, backends=backends, failures=failures, again=again
     )
