@@ -24,7 +24,7 @@ from autopar.search.baselines import baseline
 from autopar.search.domains import State
 from autopar.search.graph import Graph, build_graph
 from autopar.search.memory import MemoryModel, MeshMemory
-from autopar.search.network import FORBIDDEN, Limit, Network, Solution
+from autopar.search.network import FORBIDDEN, Limit, Network, Solution, folded
 from autopar.search.operations import Operation, operations
 from autopar.search.options import BASELINES, Options
 from autopar.search.roles import roles
@@ -166,7 +166,7 @@ def _fit(
     least, bound, exact = FORBIDDEN, 0, True
     deadline = time.monotonic() + options.time_limit_s
     while (left := deadline - time.monotonic()) > 0:
-        network = dataclasses.replace(problem.network, limits=tuple(limits.values()))
+        network = dataclasses.replace(problem.network, limits=tuple(map(folded, limits.values())))
         found = _solve(network, options, left)
         if found.choice is None:
             break

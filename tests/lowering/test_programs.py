@@ -55,6 +55,7 @@ def _check(name: str, mesh: tuple[int, ...], search: str, seed: int = 0) -> None
             mesh=mesh,
             search=search,
             seed=seed,
+            donate=(),
         )
         for backend in ("shard_map", "jit"):
             step = autopar.apply(program.step, plan, backend=backend, donate=())
