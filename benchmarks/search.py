@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from autopar.cost_model import parse_cluster
 from autopar.core.errors import InfeasibleError
 from autopar.core.mesh import MeshSpec
+from autopar.cost_model import parse_cluster
 from autopar.models import preset
 from autopar.passes.trace import trace
 from autopar.search.options import Options
@@ -46,7 +47,7 @@ CASES = (
     Case("6.7B, 8 layers, 8x8", GPT, {"layers": 8}, 128, "tpu-v5p:4x4x4", (8, 8), AMPLE),
     Case("6.7B, 32 layers, 8x8", GPT, {"layers": 32}, 128, "tpu-v5p:4x4x4", (8, 8), AMPLE),
     Case("6.7B, 32 layers, 4x16", GPT, {"layers": 32}, 32, "tpu-v5p:4x4x4", (4, 16), AMPLE),
-    Case("6.7B, scan, remat, 8x8", GPT, {"scan": True, "remat": True}, 128, "tpu-v5p:4x4x4", (8, 8)),
+    Case("6.7B, scan, remat", GPT, {"scan": True, "remat": True}, 128, "tpu-v5p:4x4x4", (8, 8)),
     Case("125M, every mesh of 16", "gpt:125m", {}, 64, "tpu-v5e:4x4", None, AMPLE),
     Case("ViT-L, 2x8", "vit:l16", {}, 512, "h100:2x8", (2, 8), AMPLE),
 )
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the first and last case only")
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks/search.json"))
     options = parser.parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     table = Table("case", "trace", "search", "ratio", "nodes", "variables", "status", "gap", "step")
     rows: list[Row] = []
     for case in (CASES[0], CASES[-1]) if options.quick else CASES:

@@ -10,7 +10,7 @@ Sources, by the letter that stands beside a number:
 * [C] Calculon's system files (github.com/calculon-ai/calculon), latencies and efficiencies.
 * [O] OLCF Frontier user guide. [L] MLPerf system descriptions; Azure ND96isr MI300X v5.
 * [V] computed: 8 x 128 lanes x ALUs x clock x cores of the vector unit ([B], chapter TPUs).
-* [M] measured for this project, see the design document. [E] an estimate; calibrate it.
+* [M] measured for this project, see docs/cost_model.md. [E] an estimate; calibrate it.
 """
 
 from __future__ import annotations

@@ -93,8 +93,7 @@ class SolverReport:
     """How good the plan is known to be, under the cost model.
 
     Attributes:
-      status: ``optimal`` (proven), ``feasible`` (not proven: see ``gap``), or ``given``
-        (the layouts were not searched for).
+      status: ``optimal`` (proven) or ``feasible`` (not proven: see ``gap``).
       objective_s: cost of the plan; bound_s: no plan of this mesh costs less.
       seconds: time the search took, without tracing.
       variables: variables of the network before it was shrunk; nodes: of the step's flow graph.

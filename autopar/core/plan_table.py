@@ -74,8 +74,6 @@ def show_search(plan: Plan) -> str:
     if solver.status == "optimal":
         found = f"proven optimal{f' within {100 * solver.gap:.1g} %' if solver.gap else ''}"
         found += " among plans that treat repeated layers alike" if solver.layers_alike else ""
-    elif solver.status == "given":
-        found = "not searched for"
     elif math.isfinite(solver.gap):
         found = f"not proven optimal: the best would be at most {100 * solver.gap:.2g} % faster"
     else:

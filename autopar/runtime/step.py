@@ -112,7 +112,7 @@ def _difference(step: Step, plan: Plan) -> str:
     here, there = len(step.out_paths), len(plan.outputs)
     if here != there:
         return f"it has {there} results, this step {here}"
-    return "same inputs and outputs, but the computation between them differs"
+    return "same inputs and outputs, but the computation between them, or what is donated, differs"
 
 
 def _described(values: Any) -> dict[str, str]:

@@ -47,9 +47,9 @@ FOLDED = 1e-3
 def folded(limit: Limit) -> Limit:
     """The same limit without the variables that matter least: each is taken at its heaviest.
 
-    What the result allows, ``limit`` allows; of its bound at most ``FOLDED`` is given away. Variables
-    in no limit can be eliminated, and solvers prove with far fewer weights what takes them 25 times
-    as long with all (measured on a GPT's step: 1.4 s instead of more than 25).
+    What the result allows, ``limit`` allows; of its bound at most ``FOLDED`` is given away.
+    Variables in no limit can be eliminated, and solvers prove with far fewer weights what takes them
+    25 times as long with all (measured on a GPT's step: 1.4 s instead of more than 25).
     """
     weights, bound = dict(limit.weights), limit.bound
     left = FOLDED * bound

@@ -28,7 +28,7 @@ from autopar.search.network import FORBIDDEN, Limit, Network, Solution, folded
 from autopar.search.operations import Operation, operations
 from autopar.search.options import BASELINES, Options
 from autopar.search.roles import roles
-from autopar.search.solvers import default_solver, exhaustive, random_choice, solve, toulbar2
+from autopar.search.solvers import default_solver, exhaustive, random_choice, solve
 
 ALIKE_ABOVE = 400
 """Nodes above which nodes that look alike share a choice. Below, everything is searched apart."""
@@ -92,7 +92,9 @@ def _plan(
     moved = record.collectives(step, problem, states, resharder)
     parts = memory.on(problem).breakdown(states)
     predicted = record.prediction(problem, found.choice, best.peak_bytes, parts, moved)
-    name = "toulbar2" if default_solver() is toulbar2 else "highs"
+    name = (
+        options.search if options.search in ("exhaustive", "random") else default_solver().__name__
+    )
     solver = record.solver_report(
         problem, name, found.status, found.cost, found.bound, seconds, best.alike
     )
@@ -219,7 +221,7 @@ def _lightest(
     instants = set(limits)
     best: tuple[int, Solution] | None = None
     for _ in range(LIGHTEST_ROUNDS):
-        found = solve(model.lightest(sorted(instants)), options.time_limit_s)
+        found = solve(model.lightest(sorted(instants)), options.time_limit_s / LIGHTEST_ROUNDS)
         if found.choice is None:
             raise InfeasibleError(f"the pins leave no plan on the mesh {problem.mesh}; relax one")
         instant, peak = model.peak(problem.states(found.choice))
