@@ -11,11 +11,11 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 import jax
 
 from autopar.core.compat import Device
-from autopar.core.errors import OptionError
+from autopar.core.errors import OptionError, TraceError
 from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, parse_bytes
-from autopar.passes.trace import Step, trace
+from autopar.passes.trace import Step, check_donate, trace
 from autopar.runtime import OtherArguments, PlannedStep, check_backend
 from autopar.search.options import Options, Progress
 from autopar.search.planner import search as run_search
@@ -80,6 +80,11 @@ def _plan_traced(
     time_limit: float = 60.0,
     progress: Progress | None = None,
 ) -> Plan:
+    if cluster is not None and not isinstance(cluster, Cluster):  # pyright: ignore
+        raise OptionError(
+            f"cluster={cluster!r} is no Cluster; write Cluster.preset('tpu-v5e', (4, 4)), or "
+            "Cluster.from_toml(path)"
+        )
     if microbatches not in ("auto", 1):
         raise OptionError(
             f"microbatches={microbatches!r} is not offered yet: the step runs its batch whole; "
@@ -162,6 +167,14 @@ def parallelize(
             f"parallelize has no option {sorted(unknown)}; it takes {', '.join(sorted(_OPTIONS))}, "
             "plan, devices, backend and donate"
         )
+    idle = sorted(set(options) - {"progress"})
+    if plan is not None and idle:
+        raise OptionError(
+            f"with plan= nothing is searched, so {', '.join(idle)} would do nothing; leave it out, "
+            "or leave plan out"
+        )
+    if plan is not None and not isinstance(plan, (Plan, str, Path)):  # pyright: ignore
+        raise OptionError(f"plan={plan!r} is neither a Plan nor the path of one")
 
     def decorate(function: Callable[..., Any]) -> Parallelized[..., Any]:
         given = plan if plan is None or isinstance(plan, Plan) else Plan.load(plan)
@@ -198,22 +211,30 @@ class Parallelized(Generic[Args, Result]):
         options: Mapping[str, Any],
     ) -> None:
         check_backend(backend)
+        if not callable(step):
+            raise OptionError(
+                f"{step!r} is not a function to parallelize; options go by name: "
+                "@autopar.parallelize(memory='14GiB')"
+            )
+        if plan is not None and not isinstance(plan, Plan):  # pyright: ignore
+            raise OptionError(f"{plan!r} is not a Plan; read one with autopar.Plan.load(path)")
         functools.update_wrapper(self, step)
         self._step, self._given = step, plan
-        self._devices, self._backend, self._donate = devices, backend, tuple(donate)
+        self._devices, self._backend, self._donate = devices, backend, check_donate(donate)
         self._options = dict(options)
         self._bound: PlannedStep | None = None
+        self._others: list[PlannedStep] = []
 
     def __call__(self, *args: Args.args, **kwargs: Args.kwargs) -> Result:
-        """Runs the step. The first call plans and compiles; so does one with other shapes."""
+        """Runs the step. The first call plans and compiles; so does the first of other shapes."""
         positional = self._positional(args, kwargs) if kwargs else args
-        if self._bound is None:
-            self._bind(positional)
-        assert self._bound is not None
+        bound = self._bound or self._bind(positional)
         try:
-            return self._bound.call(*positional)
-        except OtherArguments:
-            return self._bind(positional).call(*positional)
+            return bound.call(*positional)
+        except (OtherArguments, ValueError, TypeError):  # JAX may see before us that they differ
+            if bound.accepts(positional):
+                raise
+        return self._for(positional, {}).call(*positional)
 
     def plan(self, *args: Args.args, **kwargs: Args.kwargs) -> Plan:
         """The plan for arguments of these shapes (arrays or ``jax.ShapeDtypeStruct``)."""
@@ -254,17 +275,35 @@ class Parallelized(Generic[Args, Result]):
     def _positional(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         if not kwargs:
             return args
-        return inspect.signature(self._step).bind(*args, **kwargs).args
+        name = getattr(self._step, "__name__", "the step")
+        try:
+            bound = inspect.signature(self._step).bind(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise TraceError(f"{name}: {error}; pass arguments as the step names them") from None
+        if bound.kwargs:
+            raise TraceError(
+                f"{name}: {', '.join(bound.kwargs)} cannot be put in order: a planned step takes "
+                "arguments by position; give every argument before it too, and bind what is "
+                "keyword-only with functools.partial"
+            )
+        return bound.args
 
     def _for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PlannedStep:
         """The bound step for these arguments; plans when there is none yet, or for other shapes."""
         positional = self._positional(args, kwargs)
-        if self._bound is not None and self._bound.accepts(positional):
-            return self._bound
+        for bound in (self._bound, *self._others):
+            if bound is not None and bound.accepts(positional):
+                return self._keep(bound)
         return self._bind(positional)
 
     def _bind(self, args: tuple[Any, ...]) -> PlannedStep:
         traced = trace(self._step, *args, donate=self._donate)
         chosen = self._given or _plan_traced(traced, **self._options)
-        self._bound = PlannedStep(traced, chosen, self._devices, self._backend)
-        return self._bound
+        return self._keep(PlannedStep(traced, chosen, self._devices, self._backend))
+
+    def _keep(self, bound: PlannedStep) -> PlannedStep:
+        """Makes ``bound`` the first that is tried; the others are kept for when they return."""
+        known = (self._bound, *self._others)
+        self._others = [other for other in known if other is not None and other is not bound]
+        self._bound = bound
+        return bound

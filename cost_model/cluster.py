@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, cast
@@ -156,7 +156,7 @@ def parse_cluster(text: str) -> Cluster:
 
 def check_shape(shape: Sequence[int] | int) -> tuple[int, ...]:
     """``shape`` as a tuple of positive integers; ``ClusterError`` otherwise."""
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    sizes: tuple[object, ...] = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     for size in sizes:
         if _is_not_count(size):
             raise ClusterError(
@@ -164,7 +164,7 @@ def check_shape(shape: Sequence[int] | int) -> tuple[int, ...]:
             )
     if not sizes:
         raise ClusterError("shape: () is empty; a cluster needs at least one device")
-    return sizes
+    return cast("tuple[int, ...]", sizes)
 
 
 def _is_not_count(size: object) -> bool:

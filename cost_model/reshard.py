@@ -9,7 +9,7 @@ and so obeys the triangle inequality. For an axis of ``n`` positions::
     S(i) -> S(j)    all-to-all        payload local bytes
     B    -> S(d)    slice             free
     B    -> P(op)   mask              free: one position keeps the value, the others the identity
-    P(op) -> P(op') impossible;  S -> P goes through B
+    P(op) -> P(op') and both at once impossible;  S -> P goes through B
 
 where *local bytes* is what one device holds before the step, so steps along one axis are cheaper
 while other axes still split the value. Free steps cost ``EPSILON_S`` so that ties prefer to do
@@ -179,7 +179,7 @@ class Resharder:
         radix, axes = len(choices), len(self.mesh.axes)
         codes = np.indices((radix,) * axes).reshape(axes, -1)
         local = self._local_bytes(shape, itemsize, choices, codes)
-        legal = np.isfinite(local)
+        legal = np.isfinite(local) & ~_mixed(codes, choices)
         steps = np.full((codes.shape[1],) * 2, np.inf)
         np.fill_diagonal(steps, 0.0)
         for axis in range(axes):
@@ -271,6 +271,12 @@ def _blocked(
     """Layouts in which a later axis splits a dimension that the step gathers or splits."""
     splits = [code for code in touched if isinstance(choices[code], Split)]
     return np.any(np.isin(later, splits), axis=0)
+
+
+def _mixed(codes: NDArray[np.intp], choices: tuple[Placement, ...]) -> NDArray[np.bool_]:
+    """Layouts partial by two reductions at once, which do not commute: they mean nothing."""
+    partials = [code for code, choice in enumerate(choices) if isinstance(choice, Partial)]
+    return np.sum([np.any(codes == code, axis=0) for code in partials], axis=0) > 1
 
 
 def _closure(steps: Matrix) -> Matrix:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -79,6 +79,7 @@ def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (
       TraceError: ``fn`` cannot be traced, or an argument is not made of arrays.
       OptionError: ``donate`` names an argument that is not there.
     """
+    donate = check_donate(donate)
     _check_call(fn, abstract_args, donate)
     names = _names(fn, len(abstract_args))
     in_paths = tuple(
@@ -101,6 +102,17 @@ def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (
         donated=tuple(i in donate for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)),
         ties=_ties(args, names, out, donate),
     )
+
+
+def check_donate(donate: Any) -> tuple[int, ...]:
+    """``donate`` as a tuple of argument numbers; ``OptionError`` if it is anything else."""
+    numbers: tuple[int, ...] = tuple(donate) if isinstance(donate, Iterable) else ()
+    if not isinstance(donate, Iterable) or not all(type(number) is int for number in numbers):
+        raise OptionError(
+            f"donate={donate!r} is no sequence of argument numbers; write donate=(0,) for the "
+            "first argument, donate=() for none"
+        )
+    return numbers
 
 
 def _check_call(fn: Callable[..., Any], args: Sequence[Any], donate: Sequence[int]) -> None:

@@ -58,6 +58,12 @@ class MeshSpec:
             return mesh
         if isinstance(mesh, int):
             mesh = (mesh,)
+        sizes = isinstance(mesh, (Mapping, Sequence)) and not isinstance(mesh, str)  # pyright: ignore
+        if not sizes or not mesh:
+            raise ClusterError(
+                f"mesh={mesh!r} holds no sizes of axes; write (4, 2) or {{'data': 4, 'model': 2}} "
+                "(of a jax.sharding.Mesh, dict(mesh.shape))"
+            )
         if isinstance(mesh, Mapping):
             named = [(str(name), size) for name, size in mesh.items()]
         else:

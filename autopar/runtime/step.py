@@ -62,25 +62,39 @@ class PlannedStep:
     def accepts(self, args: tuple[Any, ...]) -> bool:
         """Whether the step was planned for arguments of these shapes."""
         leaves, tree = jax.tree.flatten(args)
-        return tree == self.step.in_tree and all(
-            (jax.numpy.shape(leaf), jax.numpy.result_type(leaf)) == (value.shape, value.dtype)
-            for leaf, value in zip(leaves, self.plan.inputs, strict=True)
-        )
+        return tree == self.step.in_tree and all(map(_is_like, leaves, self.plan.inputs))
+
+
+def _is_like(leaf: Any, value: ValuePlan) -> bool:
+    try:
+        shape, dtype = jax.numpy.shape(leaf), jax.numpy.result_type(leaf)
+    except TypeError:  # not an array at all
+        return False
+    return (shape, str(dtype)) == (value.shape, value.dtype)
 
 
 def device_mesh(mesh: MeshSpec, devices: Sequence[Device] | None = None) -> Mesh:
     """Lays ``mesh`` over ``devices``, physically near ones along its minor axes.
 
     Raises:
-      ClusterError: too few devices.
+      ClusterError: too few devices, or something else than devices.
     """
     found = list(jax.devices() if devices is None else devices)
     need = mesh.device_count
-    if len(found) < need:
+    if not all(isinstance(device, Device) for device in found) or len(set(found)) < len(found):
         raise ClusterError(
-            f"the plan needs {need} devices ({mesh}), but there are {len(found)}; to emulate them "
-            f'on a CPU, call jax.config.update("jax_num_cpu_devices", {need}) before any other use '
-            "of JAX"
+            f"devices={devices!r} are not distinct devices; give some of jax.devices(), each once"
+        )
+    if len(found) < need:
+        remedy = (
+            "to emulate them on a CPU, call "
+            f'jax.config.update("jax_num_cpu_devices", {need}) before any other use of JAX'
+            if devices is None
+            else "give more of jax.devices(), or plan for fewer"
+        )
+        there = "there are" if devices is None else "it was given"
+        raise ClusterError(
+            f"the plan needs {need} devices ({mesh}), but {there} {len(found)}; {remedy}"
         )
     auto = (AxisType.Auto,) * len(mesh.axes)
     if devices is None and found[0].platform != "cpu":
@@ -144,10 +158,13 @@ def _jitted(step: Step, plan: Plan, mesh: Mesh, backend: str) -> Any:
 
 
 def _donated(step: Step, argument: int) -> bool:
+    """Whether to donate it: not if no result could take its place, of which JAX would warn."""
     counts = [child.num_leaves for child in step.in_tree.children()]
     start = sum(counts[:argument])
-    flags = step.donated[start : start + counts[argument]]
-    return bool(flags) and all(flags)
+    leaves = slice(start, start + counts[argument])
+    results = {(aval.shape, aval.dtype) for aval in step.out_avals}
+    useful = any((aval.shape, aval.dtype) in results for aval in step.in_avals[leaves])
+    return useful and all(step.donated[leaves])
 
 
 def _check_call(

@@ -45,10 +45,11 @@ FOLDED = 1e-3
 
 
 def folded(limit: Limit) -> Limit:
-    """The same limit without the variables that matter least: each is taken at its heaviest.
+    """The same limit without what all choices weigh, and without the variables that matter least.
 
-    What the result allows, ``limit`` allows; of its bound at most ``FOLDED`` is given away.
-    Variables in no limit can be eliminated, and solvers prove with far fewer weights what takes them
+    Those are taken at their heaviest: what the result allows, ``limit`` allows, and at most
+    ``FOLDED`` of its bound is given away.
+    Variables in no limit can be eliminated; solvers prove with far fewer weights what takes them
     25 times as long with all (measured on a GPT's step: 1.4 s instead of more than 25).
     """
     weights, bound = dict(limit.weights), limit.bound
@@ -58,7 +59,9 @@ def folded(limit: Limit) -> Limit:
         if left < 0:
             break
         bound -= int(weights.pop(variable).max())
-    return Limit(weights, bound)
+    fixed = {variable: int(weight.min()) for variable, weight in weights.items()}
+    rest = {variable: weight - fixed[variable] for variable, weight in weights.items()}
+    return Limit(rest, bound - sum(fixed.values()))
 
 
 @dataclass(frozen=True, slots=True)

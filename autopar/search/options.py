@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import jax
 
-from autopar.core.errors import OptionError
+from autopar.core.errors import OptionError, PinError
 from autopar.core.mesh import MeshSpec
 
 BASELINES = ("replicated", "data", "fsdp", "megatron", "fsdp+megatron")
@@ -43,10 +43,19 @@ class Options:
             raise OptionError(
                 f"search={self.search!r} is not offered; choose one of {', '.join(SEARCHES)}"
             )
-        if self.time_limit_s <= 0:
+        limit, seed = self.time_limit_s, self.seed
+        if not isinstance(limit, (int, float)) or not limit > 0:  # pyright: ignore
             raise OptionError(
-                f"time_limit={self.time_limit_s} leaves no time to search; give seconds above zero"
+                f"time_limit={limit!r} leaves no time to search; give seconds above zero"
             )
+        if not isinstance(seed, int) or seed < 0:  # pyright: ignore
+            raise OptionError(f"seed={seed!r} is no whole number from 0 on; give one")
+        for pattern, spec in self.pins.items():
+            if not isinstance(spec, (jax.P, tuple)):  # pyright: ignore
+                raise PinError(
+                    f"pin {pattern!r} = {spec!r} is no PartitionSpec; name a mesh axis or None for "
+                    "each dimension: jax.P('data', None)"
+                )
         if self.memory_bytes is not None and self.memory_bytes <= 0:
             raise OptionError(f"memory={self.memory_bytes} bytes; give a positive budget")
 

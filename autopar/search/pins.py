@@ -19,8 +19,9 @@ Pins = Mapping[str, jax.P]
 
 def axis_names(pins: Pins) -> set[str]:
     """Every mesh axis the pins speak of."""
-    entries = [entry for spec in pins.values() for entry in spec if entry is not None]
-    return {name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry)}
+    entries = [entry for spec in pins.values() for entry in spec]
+    groups = [entry if isinstance(entry, tuple) else (entry,) for entry in entries]
+    return {name for group in groups for name in group if isinstance(name, str)}
 
 
 def resolve(pins: Pins, step: Step, mesh: MeshSpec) -> dict[int, Layout]:

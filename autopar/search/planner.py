@@ -63,6 +63,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     meshes = _meshes(cluster, options)
     best: Candidate | None = None
     failures: list[InfeasibleError] = []
+    misfits: list[PinError] = []
     for mesh in meshes:
         options.progress(f"searching {mesh}")
         try:
@@ -70,10 +71,13 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
         except InfeasibleError as error:
             failures.append(error)
             continue
+        except PinError as error:  # another mesh may suit the pins
+            misfits.append(error)
+            continue
         if best is None or found.solution.cost < best.solution.cost:
             best = found
     if best is None:
-        raise _nearest(failures)
+        raise _nearest(failures) if failures else misfits[0]
     return _plan(step, cluster, best, memory, options, time.perf_counter() - began)
 
 
@@ -113,7 +117,8 @@ def _meshes(cluster: Cluster, options: Options) -> tuple[MeshSpec, ...]:
         if options.mesh.device_count != cluster.device_count:
             raise ClusterError(
                 f"mesh {options.mesh} has {options.mesh.device_count} devices, the cluster "
-                f"{cluster.name} has {cluster.device_count}"
+                f"{cluster} has {cluster.device_count}; choose sizes that multiply to that, or "
+                "another cluster"
             )
         return (options.mesh,)
     offered = cluster.default_meshes()
@@ -200,8 +205,11 @@ def _tighten(
         if live - copies > budget:
             limits[instant] = model.limit(instant, budget)
         else:
-            room = limits[instant].bound if instant in limits else budget
-            bound = min(budget - copies, room - (live - budget), room - budget // 500)
+            before = limits.get(instant)
+            room = before.bound - model.vmem_bytes if before else budget
+            # What the limit leaves out is known to be on the chip in part, or not at all.
+            wanted = budget - copies - model.vmem_bytes if copies else room
+            bound = min(wanted, room - (live - budget), room - budget // 500)
             limits[instant] = model.limit(instant, bound)
             exact = False
     return exact

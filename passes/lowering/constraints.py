@@ -155,13 +155,13 @@ class _Interpreter:
 def _fenced(eqn: JaxprEqn, strategy: Strategy) -> bool:
     """Whether the partitioner must be given no choice, as it makes wrong ones (as of JAX 0.10).
 
-    It pads wrongly, or dies, where it cuts a dimension that a negative edge trims; and it may slice
-    a gather's operand for good that is cut along one axis while another leaves it open.
+    It pads wrongly, or dies, where it cuts a dimension with negative or inner padding; and it may
+    slice a gather's operand for good that is cut along one axis while another leaves it open.
     """
     if eqn.primitive.name == "gather":
         return is_partial(strategy.operands[0])
     return eqn.primitive.name == "pad" and any(
-        min(low, high) < 0 for low, high, _ in eqn.params["padding_config"]
+        min(low, high) < 0 or inside for low, high, inside in eqn.params["padding_config"]
     )
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from autopar.core.layout import Layout, Partial, Placement, Split
+from autopar.core.layout import Layout, Partial, Placement, Split, local_shape
 from autopar.core.mesh import MeshAxis
 from autopar.cost_model.reshard import Resharder, step_kind
 
@@ -48,6 +48,11 @@ class Redistributor:
         return self._follow(jnp.asarray(value, aval.dtype), aval, src, dst)
 
     def _follow(self, value: Any, aval: Any, src: Layout, dst: Layout) -> Any:
+        if value.size == 0:  # XLA's reduce-scatter of nothing has the wrong shape
+            words = value.shape[len(aval.shape) :]
+            return jnp.zeros(
+                (*local_shape(aval.shape, dst, self.resharder.mesh), *words), value.dtype
+            )
         axes = {axis.name: (i, axis) for i, axis in enumerate(self.resharder.mesh.axes)}
         here = src
         for step in self.resharder.path(tuple(aval.shape), aval.dtype.itemsize, src, dst):

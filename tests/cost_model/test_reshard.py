@@ -27,7 +27,11 @@ def _resharder(*sizes: int, text: str = "tpu-v5e:4x4") -> Resharder:
 def _layouts(shape: tuple[int, ...], mesh: MeshSpec, ops: tuple[str, ...]) -> list[Layout]:
     choices: list[Placement] = [B, *map(Partial, ops), *map(Split, range(len(shape)))]
     every = itertools.product(choices, repeat=len(mesh.axes))
-    return [layout for layout in every if divides(shape, layout, mesh)]
+    return [x for x in every if divides(shape, x, mesh) and not _mixed(x)]
+
+
+def _mixed(layout: Layout) -> bool:
+    return len({p.op for p in layout if isinstance(p, Partial)}) > 1
 
 
 def _step(

@@ -18,8 +18,8 @@ from jax._src.internal_test_util import test_harnesses  # noqa: TID251
 import autopar
 
 MESHES = ((4,), (2, 2), (2, 2, 2))
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Compiler options under which small programs compile soonest."""
+QUICK = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
+"""Compiler options under which small programs compile soonest. Level 0 miscompiles (NaN)."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ def cases() -> tuple[Case, ...]:
     """All, in the catalogue's order."""
     return tuple(map(Case, test_harnesses.all_harnesses))
 
+
+XLA_FAULTS = {
+    "fft_thunk.cc": "refuses inverse real FFTs of operands that are not in row-major order"
+}
+"""What XLA:CPU itself cannot do with parts, by a piece of its message."""
 
 PER_GROUP = 3
 """Cases of each group in the sample."""

@@ -17,7 +17,7 @@ from programs import PROGRAMS
 import autopar
 
 STEPS = 3
-OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+OPTIONS = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
 
 
 def _run(call: Any, state: Any, batch: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from reading import Reading, read
 
+from autopar.core.layout import Split
 from autopar.cost_model import Cluster
 from autopar.models import GPTConfig, Workload, make_workload
 from autopar.models.training import default_optimizer
@@ -21,7 +22,6 @@ MODEL = GPTConfig(layers=4, d_model=4096, heads=32, vocab=32000, seq=1024)
 KERNELS = r"params/block_\d/(attn|mlp)/.*/kernel$"
 MOMENTS = r"opt_state/0/(mu|nu)/"
 COLUMN, ROW = r"GPT/block_\d/(attn/[qkv]|mlp/up)", r"GPT/block_\d/(attn/out|mlp/down)"
-MATMUL = r"GPT/block_\d/(attn/[a-z]+|mlp/[a-z]+)/dot_general"
 ALL_BLOCK_KERNELS = 6 * MODEL.layers
 MEBIBYTE = 2**20
 
@@ -54,8 +54,8 @@ def ample() -> Reading:
 
 @pytest.fixture(scope="module")
 def tight(ample: Reading) -> Reading:
-    """The same where not all gathered kernels fit at once."""
-    budget = ample.plan.predicted.peak_bytes - int(0.8 * kernel_bytes(ample))
+    """The same where hardly any gathered kernel can stay from its forward to its backward use."""
+    budget = ample.plan.predicted.peak_bytes - int(0.92 * kernel_bytes(ample))
     return planned(64, V5E, mesh=16, memory=budget)
 
 
@@ -64,14 +64,6 @@ def narrow(request: pytest.FixtureRequest) -> Reading:
     """Fewer sequences than devices."""
     cluster = V5E if request.param == "tpu-v5e" else Cluster.preset("h100", 8)
     return planned(4, cluster, mesh=(cluster.device_count,))
-
-
-def is_data_parallel(reading: Reading) -> bool:
-    """Every product of the blocks, forward, is cut along the batch and nothing else."""
-    return all(
-        text.startswith("S(0) B")
-        for text in reading.written(MATMUL.replace("[a-z]+", "(?!bqhd|bhqk)[a-z]+"))
-    )
 
 
 def test_large_batch_is_data_parallel(ample: Reading) -> None:
@@ -104,12 +96,12 @@ def test_tight_memory_keeps_data_parallelism(tight: Reading) -> None:
 def test_tight_memory_keeps_weights_split_at_rest(ample: Reading, tight: Reading) -> None:
     """ZeRO-3: kernels are gathered for each use, forward and again backward."""
     assert tight.plan.predicted.peak_bytes < ample.plan.predicted.peak_bytes
-    assert "B" not in tight.layouts(KERNELS) | tight.layouts(MOMENTS)
+    assert "B" not in tight.layouts(KERNELS) | tight.layouts(MOMENTS + ".*kernel$")
     forward = tight.collectives(r"operand of .*block_\d/.*/dot_general$", MEBIBYTE)
     backward = tight.collectives(r"operand of .*block_\d/.*/dot_general \(grad\)$", MEBIBYTE)
     for uses in (forward, backward):
         moved = sum(use.bytes * use.count for use in uses if use.kind == "all-gather")
-        assert moved >= 0.5 * kernel_bytes(tight)
+        assert moved >= 0.75 * kernel_bytes(tight)
     gathered_again = {use.value.removesuffix(" (grad)") for use in backward}
     assert gathered_again == {use.value for use in forward}
 
@@ -134,7 +126,8 @@ def test_small_batch_rests_as_it_is_used(narrow: Reading) -> None:
     assert narrow.layouts(r"params/block_\d/(attn/[qkv]|mlp/up)/kernel$") == {"S(1)"}
     assert narrow.layouts(r"params/block_\d/(attn/out|mlp/down)/kernel$") == {"S(0)"}
     assert narrow.layouts(rf"{MOMENTS}block_\d/(attn/out|mlp/down)/kernel$") == {"S(0)"}
-    assert narrow.collectives(r"params|convert_element_type|operand of.*convert", MEBIBYTE) == []
+    moved = narrow.collectives(rf"params|({COLUMN}|{ROW})/convert_element_type", MEBIBYTE)
+    assert moved == []
 
 
 def test_small_batch_is_sequence_parallel(narrow: Reading) -> None:
@@ -145,10 +138,10 @@ def test_small_batch_is_sequence_parallel(narrow: Reading) -> None:
 
 def test_small_batch_pairs_gathers_with_scatters(narrow: Reading) -> None:
     """Megatron's all-reduces come as reduce-scatter and all-gather."""
-    counts = narrow.counts(r"block_\d", MEBIBYTE)
-    assert "all-reduce" not in counts
-    assert counts["reduce-scatter"] == 4 * MODEL.layers  # attention, mlp; forward, backward
-    assert counts["all-gather"] >= counts["reduce-scatter"]
+    blocks, whole = narrow.counts(r"block_\d", MEBIBYTE), narrow.counts("", MEBIBYTE)
+    assert blocks["reduce-scatter"] == 4 * MODEL.layers  # attention, mlp; forward, backward
+    assert whole["all-gather"] == whole["reduce-scatter"] == blocks["reduce-scatter"] + 1  # lm_head
+    assert "all-reduce" not in whole
 
 
 @pytest.mark.slow
@@ -161,20 +154,22 @@ def test_mesh_is_found_too() -> None:
 
 @pytest.mark.slow
 def test_two_axes_share_a_small_batch() -> None:
-    """Four sequences on 4 x 4: one axis of data, one of Megatron."""
+    """Four sequences on 4 x 4: attention over batch x heads, and no axis idle anywhere."""
     reading = planned(4, V5E, mesh=(4, 4))
-    (column,), (row,) = (reading.written(rf"{kind}/dot_general") for kind in (COLUMN, ROW))
+    (column,) = reading.written(r"GPT/block_\d/attn/[qkv]/dot_general")
+    (row,) = reading.written(r"GPT/block_\d/attn/out/dot_general")
     assert (column, row) in {
         ("S(0),B B,S(1) -> S(0),S(2)", "S(0),S(2) B,S(0) -> S(0),P"),
         ("B,S(0) S(1),B -> S(2),S(0)", "S(2),S(0) S(0),B -> P,S(0)"),
     }
+    for strategy in reading.strategies(rf"({COLUMN}|{ROW})/dot_general( \(grad\))?"):
+        work = zip(*strategy.operands, strict=True)
+        assert all(any(isinstance(p, Split) for p in axis) for axis in work)
 
 
 @pytest.mark.slow
-def test_scan_finds_the_same_layouts(narrow: Reading) -> None:
-    """The same model as a loop over stacked layers."""
-    cluster = V5E if narrow.plan.mesh.device_count == 16 else Cluster.preset("h100", 8)
-    config = dataclasses.replace(MODEL, scan=True)
-    reading = planned(4, cluster, config, mesh=(cluster.device_count,))
+def test_scan_finds_the_same_layouts() -> None:
+    """The same model as a loop over stacked layers; eight sequences for sixteen devices."""
+    reading = planned(8, V5E, dataclasses.replace(MODEL, scan=True), mesh=16)
     assert reading.layouts(r"params/blocks/(attn/[qkv]|mlp/up)/kernel$") == {"S(2)"}
     assert reading.layouts(r"params/blocks/(attn/out|mlp/down)/kernel$") == {"S(1)"}
