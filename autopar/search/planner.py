@@ -8,6 +8,7 @@ solve again. The fastest plan that fits is the answer.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -226,18 +227,20 @@ def _lightest(
 ) -> Candidate:
     """The plan of least memory at the instants that bind: the last resort, and the honest 'no'."""
     options.progress("looking for the plan of least memory")
-    instants = set(limits)
+    # Bytes at one instant, or at several together, stand in for the peak; which is best depends. The list grows.
+    waiting = [tuple(sorted(limits)), *((instant,) for instant in limits)]
     best: tuple[int, Solution] | None = None
-    for _ in range(LIGHTEST_ROUNDS):
-        found = solve(model.lightest(sorted(instants)), options.time_limit_s / LIGHTEST_ROUNDS)
+    for instants in itertools.islice(waiting, LIGHTEST_ROUNDS):
+        found = solve(model.lightest(instants), options.time_limit_s / LIGHTEST_ROUNDS)
         if found.choice is None:
             raise InfeasibleError(f"the pins leave no plan on the mesh {problem.mesh}; relax one")
         instant, peak = model.peak(problem.states(found.choice))
         if best is None or peak < best[0]:
             best = (peak, found)
-        if peak <= budget or instant in instants:
+        if peak <= budget:
             break
-        instants.add(instant)
+        if (instant,) not in waiting:
+            waiting.append((instant,))
     assert best is not None
     peak, found = best
     assert found.choice is not None
