@@ -227,7 +227,8 @@ def _lightest(
 ) -> Candidate:
     """The plan of least memory at the instants that bind: the last resort, and the honest 'no'."""
     options.progress("looking for the plan of least memory")
-    # Bytes at one instant, or at several together, stand in for the peak; which is best depends. The list grows.
+    # Bytes at one instant, or at several together, stand in for the peak; which is best depends.
+    # The list grows while it is worked through.
     waiting = [tuple(sorted(limits)), *((instant,) for instant in limits)]
     best: tuple[int, Solution] | None = None
     for instants in itertools.islice(waiting, LIGHTEST_ROUNDS):
