@@ -7,7 +7,8 @@ that prices and runs every plan; so a comparison with ``optimal`` compares plans
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 from autopar.core.errors import InfeasibleError, OptionError
 from autopar.core.layout import B, Layout, Placement, Split, divides, replicated
@@ -24,6 +25,9 @@ COLUMN = re.compile(
 )
 ROW = re.compile(r"(^|[/_.])(o|out|proj|o_proj|out_proj|down|fc2|c_proj|wo|w2)([/_.]|$)")
 EMBEDDING = re.compile(r"(embed|wte|embedding)")
+
+REDUCTIONS = frozenset(("dot_general", "conv_general_dilated", "reduce_sum", "scatter-add"))
+"""What sums gradients over the batch."""
 
 Place = Callable[[str, tuple[int, ...], str], Layout]
 """How an input rests, from its path, shape and role."""
@@ -47,7 +51,8 @@ def baseline(name: str, step: Step, graph: Graph, mesh: MeshSpec) -> Restriction
             ),
         )
     if name == "data":
-        return _with(step, graph, mesh, _data(mesh, range(width)), _replicated_update(graph))
+        allow = _replicated_update(step, graph)
+        return _with(step, graph, mesh, _data(mesh, range(width)), allow)
     if name == "fsdp":
         return _with(step, graph, mesh, _fsdp(mesh, range(width)), None)
     if name == "megatron":
@@ -78,15 +83,44 @@ def _with(
     return Restriction(resting, {}, allow)
 
 
-def _replicated_update(graph: Graph) -> Callable[[Node, State], bool]:
-    """Plain data parallelism: gradients are reduced first, every device updates everything."""
+def _replicated_update(step: Step, graph: Graph) -> Callable[[Node, State], bool]:
+    """Plain data parallelism: gradients are reduced whole, every device updates everything.
+
+    The update is the optimiser's side of what reads the state there. What leads to it from the last
+    reduction on (transposes, casts, clipping) may wait for the all-reduce, but not be split. Light
+    work before that, such as what a bias sums over the batch, is as free as the rest of the step.
+    """
+    onward: dict[int, list[int]] = defaultdict(list)
+    back: dict[int, list[int]] = defaultdict(list)
+    for edge in graph.edges:
+        if graph.tails[edge.dst] and graph.nodes[edge.dst].kind != "input":
+            onward[edge.src].append(edge.dst)
+        if graph.tails[edge.src] and not _reduces(graph.nodes[edge.src]):
+            back[edge.dst].append(edge.src)
+    kinds = enumerate(roles(step, graph))
+    update = _reached([i for i, role in kinds if role in (PARAMETERS, OPTIMIZER)], onward)
+    leading = _reached(list(update), back)
 
     def allow(node: Node, state: State) -> bool:
-        if not graph.tails[node.index]:
-            return True
-        return all(p == B for layout in (*state.operands, *state.results) for p in layout)
+        placements = [p for layout in (*state.operands, *state.results) for p in layout]
+        if node.index in update:
+            return all(p == B for p in placements)
+        return node.index not in leading or not any(isinstance(p, Split) for p in placements)
 
     return allow
+
+
+def _reduces(node: Node) -> bool:
+    return node.kind == "input" or (node.eqn is not None and node.eqn.primitive.name in REDUCTIONS)
+
+
+def _reached(waiting: list[int], steps: Mapping[int, list[int]]) -> set[int]:
+    found: set[int] = set()
+    while waiting:
+        new = set(steps.get(waiting.pop(), ())) - found
+        found |= new
+        waiting += new
+    return found
 
 
 def _data(mesh: MeshSpec, axes: range) -> Place:

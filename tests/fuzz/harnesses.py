@@ -56,9 +56,15 @@ def cases() -> tuple[Case, ...]:
 
 
 XLA_FAULTS = {
-    "fft_thunk.cc": "refuses inverse real FFTs of operands that are not in row-major order"
+    "fft_thunk.cc": "XLA:CPU refuses inverse real FFTs of operands that are not in row-major order",
+    "[hlo verifier]": "XLA's partitioner made a program that XLA then rejects (backend='jit')",
 }
-"""What XLA:CPU itself cannot do with parts, by a piece of its message."""
+"""What XLA itself cannot do, by a piece of its message: loud, and never a wrong number."""
+
+
+def xla_fault(error: Exception) -> bool:
+    return any(text in str(error) for text in XLA_FAULTS)
+
 
 PER_GROUP = 3
 """Cases of each group in the sample."""

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     sys.path.insert(0, str(Path(__file__).parent))
 
-from harnesses import MESHES, XLA_FAULTS, Case, cases, check, expected, reproducer
+from harnesses import MESHES, Case, cases, check, expected, reproducer, xla_fault
 
 TOGETHER = 16
 """Cases that share a program."""
@@ -78,7 +78,7 @@ def _finished(
     backends: Sequence[str],
     failures: dict[str, str],
 ) -> dict[str, Any]:
-    faults = [any(text in why for text in XLA_FAULTS) for why in failures.values()]
+    faults = [xla_fault(Exception(why)) for why in failures.values()]
     status = "passed" if not failures else "xla" if all(faults) else "failed"
     again = reproducer(case, seed)
     return _record(

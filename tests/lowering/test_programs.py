@@ -12,7 +12,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from programs import PROGRAMS
+from whole_steps import PROGRAMS
 
 import autopar
 

@@ -41,7 +41,7 @@ from autopar.passes.lowering.local.site import Site, Values, local
     *("tridiagonal", "lu_pivots_to_permutation", "fft", "triangular_solve", "tridiagonal_solve"),
     # Functions of a key (or counter) each.
     *("random_seed", "random_fold_in", "random_clone", "random_gamma", "threefry2x32"),
-    *("random_wrap", "random_unwrap", "rng_bit_generator", "rng_uniform"),
+    *("random_wrap", "random_unwrap", "rng_bit_generator", "rng_uniform", "platform_index"),
 )
 def _unchanged(site: Site, operands: Values) -> list[Any]:
     return site.bind(operands)
