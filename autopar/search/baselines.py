@@ -6,6 +6,7 @@ that prices and runs every plan; so a comparison with ``optimal`` compares plans
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -111,7 +112,13 @@ def _replicated_update(step: Step, graph: Graph) -> Callable[[Node, State], bool
 
 
 def _reduces(node: Node) -> bool:
-    return node.kind == "input" or (node.eqn is not None and node.eqn.primitive.name in REDUCTIONS)
+    """Whether what comes before is not yet a gradient; summing dimensions of one is no sum."""
+    if node.eqn is None:
+        return node.kind == "input"
+    ends = (node.eqn.invars[0], node.eqn.outvars[0])
+    taken, made = (math.prod(getattr(v.aval, "shape", ())) for v in ends)
+    trivial = node.eqn.primitive.name == "reduce_sum" and taken == made
+    return node.eqn.primitive.name in REDUCTIONS and not trivial
 
 
 def _reached(waiting: list[int], steps: Mapping[int, list[int]]) -> set[int]:

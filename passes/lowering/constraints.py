@@ -156,8 +156,11 @@ def _fenced(eqn: JaxprEqn, strategy: Strategy) -> bool:
     """Whether the partitioner must be given no choice, as it makes wrong ones (as of JAX 0.10).
 
     It pads wrongly, or dies, where it cuts a dimension with negative or inner padding; and it may
-    slice a gather's operand for good that is cut along one axis while another leaves it open.
+    slice a gather's operand for good that is cut along one axis while another leaves it open. On
+    windows that select, cut where the rule keeps them whole, it dies.
     """
+    if eqn.primitive.name in ("select_and_gather_add", "select_and_scatter_add"):
+        return True
     if eqn.primitive.name == "gather":
         return is_partial(strategy.operands[0])
     return eqn.primitive.name == "pad" and any(

@@ -1,18 +1,15 @@
 """The decorated step beside ``jax.jit`` with the same shardings, as one would write them by hand.
 
-Between steps and inside the compiled program there is nothing of autopar but its constraints: what
-is communicated is what GSPMD makes of the same shardings, or less.
+Between steps, and in the compiled program, there is nothing of autopar but its constraints. So what
+is communicated is what GSPMD makes of the shardings alone, or less.
 """
 
-import math
-import re
-from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+from hlo import collectives
 
 import autopar
 from autopar.models import preset
@@ -21,57 +18,62 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp:tiny": {"layers": 3, "hidden": 64, "batch_size": 64},
     "gpt:tiny": {"layers": 2, "d_model": 32, "heads": 4, "seq": 32, "batch_size": 16},
 }
-SIZES = {"f32": 4, "s32": 4, "u32": 4, "f16": 2, "bf16": 2, "pred": 1, "s8": 1, "u8": 1}
-COLLECTIVE = re.compile(
-    r" = (?P<shapes>\(.*?\)|\S+) "
-    r"(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\("
-)
-ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
-
-
-def communicated(compiled: Any) -> Counter[str]:
-    """Bytes of the results of all collectives on a device, by kind."""
-    moved: Counter[str] = Counter()
-    for found in COLLECTIVE.finditer(compiled.as_text()):
-        for dtype, extents in ARRAY.findall(found["shapes"]):
-            size = SIZES[dtype] * math.prod(int(e) for e in extents.split(",") if e)
-            moved[found["kind"]] += size
-    return moved
+CASES = [
+    *(("mlp:tiny", search) for search in ("data", "fsdp", "optimal")),
+    *(("gpt:tiny", search) for search in ("data", "fsdp", "optimal")),
+]
 
 
 class Both(NamedTuple):
-    """One step with the same shardings, decorated and by hand; compiled, and how to begin."""
+    """One step, compiled as decorated and as by hand, with the same shardings."""
 
+    name: str
     ours: Any
     by_hand: Any
-    compiled: Any
-    compiled_by_hand: Any
-    state: Any
-    batch: Any
 
 
-def both(model: str, search: str) -> Both:
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly() -> Iterator[None]:
+    """Of XLA's CPU backend only: passes over HLO, collectives among them, all run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def both(request: pytest.FixtureRequest) -> Both:
+    model, search = request.param
     work = preset(model, **MODELS[model])
-    batch = jax.tree.map(jnp.asarray, next(work.batches()))
-    ours = autopar.parallelize(mesh=8, search=search)(work.train_step)
-    state = ours.init(work.init, jax.random.key(0), batch, batch=batch)
-    ins, outs = ours.shardings(state, batch)
+    batch = work.abstract_batch()
+    state = work.abstract_state(batch)
+    decorated = autopar.parallelize(mesh=8, search=search)(work.train_step)
+    ins, outs = decorated.shardings(state, batch)
     by_hand = jax.jit(work.train_step, in_shardings=ins, out_shardings=outs, donate_argnums=0)
-    batch = jax.device_put(batch, ins[1])
-    compiled, compiled_by_hand = ours.compile(state, batch), by_hand.lower(state, batch).compile()
-    return Both(ours, by_hand, compiled, compiled_by_hand, state, batch)
+    return Both(
+        "-".join(request.param),
+        decorated.compile(state, batch),
+        by_hand.lower(state, batch).compile(),
+    )
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(model, search) for model in MODELS for search in ("data", "fsdp", "optimal")],
-    ids="-".join,
-)
-def case(request: pytest.FixtureRequest) -> tuple[str, str, Both]:
-    return (*request.param, both(*request.param))
+def test_the_same_kinds_of_collectives(both: Both) -> None:
+    """GSPMD finds them from the shardings of inputs and results alone."""
+    assert set(collectives(both.ours.as_text())) == set(collectives(both.by_hand.as_text()))
 
 
-def test_print(case: tuple[str, str, Both]) -> None:
-    model, search, two = case
-    print(model, search, dict(communicated(two.compiled)), "BY HAND", dict(communicated(two.compiled_by_hand)))
-    print(two.ours.plan(two.state, two.batch))
+def test_no_more_is_communicated(both: Both) -> None:
+    """The same for the perceptron. For the GPT with split parameters the plan says one thing more.
+
+    It splits the lookup's gradient where GSPMD by itself moves a few hundred bytes to do so.
+    """
+    ours, by_hand = collectives(both.ours.as_text()), collectives(both.by_hand.as_text())
+    assert all(ours[kind] <= by_hand[kind] for kind in ours)
+    if "mlp" in both.name or "data" in both.name:
+        assert ours == by_hand
+
+
+def test_as_much_is_given_up(both: Both) -> None:
+    """Donated memory is reused as by hand, and no more is taken besides."""
+    ours, by_hand = both.ours.memory_analysis(), both.by_hand.memory_analysis()
+    assert ours.alias_size_in_bytes == by_hand.alias_size_in_bytes > 0
+    assert ours.temp_size_in_bytes <= 1.1 * by_hand.temp_size_in_bytes
