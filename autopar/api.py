@@ -224,17 +224,18 @@ class Parallelized(Generic[Args, Result]):
         self._options = dict(options)
         self._bound: PlannedStep | None = None
         self._others: list[PlannedStep] = []
+        self._call: Callable[..., Any] = self._first_call
 
     def __call__(self, *args: Args.args, **kwargs: Args.kwargs) -> Result:
         """Runs the step. The first call plans and compiles; so does the first of other shapes."""
-        positional = self._positional(args, kwargs) if kwargs else args
-        bound = self._bound or self._bind(positional)
+        if kwargs:
+            args = self._positional(args, kwargs)  # pyright: ignore[reportAssignmentType]
         try:
-            return bound.call(*positional)
+            return self._call(*args)
         except (OtherArguments, ValueError, TypeError):  # JAX may see before us that they differ
-            if bound.accepts(positional):
+            if self._bound is not None and self._bound.accepts(args):
                 raise
-        return self._for(positional, {}).call(*positional)
+        return self._for(args, {}).call(*args)
 
     def plan(self, *args: Args.args, **kwargs: Args.kwargs) -> Plan:
         """The plan for arguments of these shapes (arrays or ``jax.ShapeDtypeStruct``)."""
@@ -305,5 +306,8 @@ class Parallelized(Generic[Args, Result]):
         """Makes ``bound`` the first that is tried; the others are kept for when they return."""
         known = (self._bound, *self._others)
         self._others = [other for other in known if other is not None and other is not bound]
-        self._bound = bound
+        self._bound, self._call = bound, bound.call
         return bound
+
+    def _first_call(self, *args: Any) -> Any:
+        return self._bind(args).call(*args)
