@@ -11,6 +11,7 @@ from autopar.api import apply as apply
 from autopar.api import parallelize as parallelize
 from autopar.api import plan as plan
 from autopar.core.errors import AutoparError as AutoparError
+from autopar.core.errors import FallbackWarning as FallbackWarning
 from autopar.core.mesh import MeshSpec as MeshSpec
 from autopar.core.plan import Plan as Plan
 from autopar.cost_model import Cluster as Cluster

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, overload
@@ -11,14 +13,14 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 import jax
 
 from autopar.core.compat import Device
-from autopar.core.errors import OptionError, TraceError
+from autopar.core.errors import FallbackWarning, OptionError, TraceError
 from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, parse_bytes
 from autopar.passes.trace import Step, check_donate, trace
 from autopar.runtime import OtherArguments, PlannedStep, check_backend
+from autopar.search.cache import cached_search
 from autopar.search.options import Options, Progress
-from autopar.search.planner import search as run_search
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -39,6 +41,7 @@ def plan(
     seed: int = 0,
     time_limit: float = 60.0,
     progress: Progress | None = None,
+    cache: str | Path | None = None,
 ) -> Plan:
     """Finds how best to run ``step`` on ``cluster``. Needs none of the cluster's hardware.
 
@@ -55,16 +58,22 @@ def plan(
       seed: what ``search="random"`` draws from.
       time_limit: seconds of solver time per mesh.
       progress: called with a line of text as each stage begins.
+      cache: folder in which plans are kept, so that the same question is searched once; by default
+        the one that the environment variable ``AUTOPAR_CACHE`` names, if any.
 
     Raises:
       TraceError: ``step`` cannot be traced.
       InfeasibleError: nothing fits the memory; says the least that would.
       PinError, ClusterError, OptionError: the request is inconsistent.
+
+    Warns:
+      FallbackWarning: operations have no rule, and run whole on every device.
     """
     (progress or _quiet)("tracing")
     traced = trace(step, *abstract_args, donate=donate)
     return _plan_traced(
-        traced, cluster, memory, mesh, microbatches, search, pins, seed, time_limit, progress
+        *(traced, cluster, memory, mesh, microbatches, search, pins, seed, time_limit, progress),
+        cache,
     )
 
 
@@ -79,6 +88,7 @@ def _plan_traced(
     seed: int = 0,
     time_limit: float = 60.0,
     progress: Progress | None = None,
+    cache: str | Path | None = None,
 ) -> Plan:
     if cluster is not None and not isinstance(cluster, Cluster):  # pyright: ignore
         raise OptionError(
@@ -99,7 +109,24 @@ def _plan_traced(
         time_limit_s=time_limit,
         progress=progress or _quiet,
     )
-    return run_search(traced, cluster or Cluster.detect(), options)
+    folder = cache or os.environ.get("AUTOPAR_CACHE")
+    found = cached_search(
+        traced, cluster or Cluster.detect(), options, Path(folder) if folder else None
+    )
+    _warn_of_fallbacks(found)
+    return found
+
+
+def _warn_of_fallbacks(plan: Plan) -> None:
+    if plan.fallbacks:
+        named = ", ".join(f"{name} x{count}" for name, count in sorted(plan.fallbacks.items()))
+        warnings.warn(
+            f"no sharding rule for {named}: every device does the whole of each, and what it reads "
+            "is gathered; write it with operations that have a rule (docs/operations.md), or in a "
+            "jax.shard_map over the axes of the mesh",
+            FallbackWarning,
+            stacklevel=4,
+        )
 
 
 def _quiet(line: str) -> None:
@@ -167,7 +194,7 @@ def parallelize(
             f"parallelize has no option {sorted(unknown)}; it takes {', '.join(sorted(_OPTIONS))}, "
             "plan, devices, backend and donate"
         )
-    idle = sorted(set(options) - {"progress"})
+    idle = sorted(set(options) - {"progress", "cache"})
     if plan is not None and idle:
         raise OptionError(
             f"with plan= nothing is searched, so {', '.join(idle)} would do nothing; leave it out, "
@@ -194,6 +221,7 @@ _OPTIONS = frozenset(
         "seed",
         "time_limit",
         "progress",
+        "cache",
     )
 )
 

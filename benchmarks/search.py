@@ -1,18 +1,21 @@
 """How long the search takes, beside JAX's own tracing of the same step in the same run.
 
-    python benchmarks/search.py [--quick] [--json FILE]
+    python benchmarks/search.py [--quick] [--only TEXT] [--json FILE]
 
 Every row plans one step for a cluster that need not be at hand. Ratios to tracing time, and of the
-deep model to the shallow one, are what to compare between machines; seconds are this machine's.
+deep model to the shallow one, are what to compare between machines; seconds are this machine's, as
+are the targets (two idle cores).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import jax
@@ -21,51 +24,79 @@ from rich.table import Table
 
 from autopar.core.errors import InfeasibleError
 from autopar.core.mesh import MeshSpec
-from autopar.cost_model import parse_cluster
+from autopar.cost_model import format_bytes, parse_cluster
 from autopar.models import preset
 from autopar.passes.trace import trace
 from autopar.search.options import Options
-from autopar.search.planner import search
+from autopar.search.programs import search
 
 
 @dataclass(frozen=True)
 class Case:
-    """One step on one cluster. ``mesh`` is ``None`` where shapes are searched too."""
+    """One step on one cluster.
+
+    Attributes:
+      mesh: ``None`` where shapes are searched too.
+      target_s: seconds of search to aim at.
+      share: of the peak of the plan without a limit, the memory it may have; ``None``: no limit.
+      overrides: of the preset's configuration.
+    """
 
     name: str
     model: str
-    overrides: dict[str, object]
     batch: int
     cluster: str
     mesh: tuple[int, ...] | None
-    memory: int | None = None
+    target_s: float
+    share: float | None = None
+    overrides: Mapping[str, object] = field(default_factory=dict)
 
 
-AMPLE = 2**42
+AMPLE = 2**45
+POD, PODS = "tpu-v5p:4x4x4", "tpu-v5p:8x8x8"
 GPT = "gpt:6.7b"
 CASES = (
-    Case("6.7B, 8 layers, 8x8", GPT, {"layers": 8}, 128, "tpu-v5p:4x4x4", (8, 8), AMPLE),
-    Case("6.7B, 32 layers, 8x8", GPT, {"layers": 32}, 128, "tpu-v5p:4x4x4", (8, 8), AMPLE),
-    Case("6.7B, 32 layers, 4x16", GPT, {"layers": 32}, 32, "tpu-v5p:4x4x4", (4, 16), AMPLE),
-    Case("6.7B, scan, remat", GPT, {"scan": True, "remat": True}, 128, "tpu-v5p:4x4x4", (8, 8)),
-    Case("125M, every mesh of 16", "gpt:125m", {}, 64, "tpu-v5e:4x4", None, AMPLE),
-    Case("ViT-L, 2x8", "vit:l16", {}, 512, "h100:2x8", (2, 8), AMPLE),
+    Case("GPT 6.7B, 8 layers, 8x8", GPT, 128, POD, (8, 8), 2, overrides={"layers": 8}),
+    Case("GPT 6.7B, 32 layers, 8x8", GPT, 128, POD, (8, 8), 2),
+    Case("GPT 125M, every mesh of 16", "gpt:125m", 64, "tpu-v5e:4x4", None, 15),
+    Case("LLaMA-3 8B, 8x8", "llama3:8b", 64, POD, (8, 8), 1.5),
+    Case("LLaMA-3 8B, 4x16", "llama3:8b", 64, POD, (4, 16), 1.5),
+    Case("LLaMA-3 8B, 30 % below its peak", "llama3:8b", 64, POD, (8, 8), 5, 0.7),
+    Case("LLaMA-3 8B, scan", "llama3:8b", 64, POD, (8, 8), 5, overrides={"scan": True}),
+    Case("LLaMA-3 8B, every mesh of 64", "llama3:8b", 64, POD, None, 15),
+    Case("LLaMA-3 8B, 2x4x8", "llama3:8b", 64, POD, (2, 4, 8), 4),
+    Case("LLaMA-3 8B, 4x4x4", "llama3:8b", 64, POD, (4, 4, 4), 8),
+    Case("LLaMA-3 70B, 16x32", "llama3:70b", 512, PODS, (16, 32), 2),
+    Case("LLaMA-3 70B, 4x8x16", "llama3:70b", 512, PODS, (4, 8, 16), 6),
+    Case("LLaMA-3 405B, 16x32", "llama3:405b", 512, PODS, (16, 32), 2.4),
+    Case("MoE 27B, 64 experts, 8x8", "moe:27b", 256, POD, (8, 8), 5),
+    Case("T5 11B, 8x8", "t5:11b", 512, POD, (8, 8), 5),
+    Case("ViT 22B, 8x8", "vit:22b", 1024, POD, (8, 8), 5),
+    Case("ViT-L, 2x8", "vit:l16", 512, "h100:2x8", (2, 8), 5),
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one case took. Seconds, but for ``step_s``, which is the plan's prediction."""
+    """What one case took.
+
+    Attributes:
+      trace_s, search_s, target_s: seconds.
+      step_s: the plan's prediction.
+      resident_bytes: the most memory this process had by then.
+    """
 
     name: str
     trace_s: float
     search_s: float
+    target_s: float
     ratio: float
     nodes: int
     variables: int
     status: str
     gap: float
     step_s: float
+    resident_bytes: int
 
 
 def run(case: Case) -> Row:
@@ -76,23 +107,28 @@ def run(case: Case) -> Row:
     jax.make_jaxpr(workload.train_step)(state, batch)
     traced_s = time.perf_counter() - began
     step = trace(workload.train_step, state, batch)
-    options = Options(
-        mesh=None if case.mesh is None else MeshSpec.of(case.mesh), memory_bytes=case.memory
-    )
+    mesh = None if case.mesh is None else MeshSpec.of(case.mesh)
+    cluster = parse_cluster(case.cluster)
+    budget = AMPLE
+    if case.share is not None:
+        free = search(step, cluster, Options(mesh=mesh, memory_bytes=AMPLE))
+        budget = int(case.share * free.predicted.peak_bytes)
     began = time.perf_counter()
-    plan = search(step, parse_cluster(case.cluster), options)
+    plan = search(step, cluster, Options(mesh=mesh, memory_bytes=budget))
     searched_s = time.perf_counter() - began
     report = plan.solver
     return Row(
-        case.name,
-        traced_s,
-        searched_s,
-        searched_s / traced_s,
-        report.nodes,
-        report.variables,
-        report.status,
-        report.gap,
-        plan.predicted.step_s,
+        name=case.name,
+        trace_s=traced_s,
+        search_s=searched_s,
+        target_s=case.target_s,
+        ratio=searched_s / traced_s,
+        nodes=report.nodes,
+        variables=report.variables,
+        status=report.status,
+        gap=report.gap,
+        step_s=plan.predicted.step_s,
+        resident_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
 
 
@@ -100,12 +136,15 @@ def main() -> None:
     """Runs the cases, prints a table, writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the first and last case only")
+    parser.add_argument("--only", default="", help="the cases whose name has this in it")
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks/search.json"))
     options = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    table = Table("case", "trace", "search", "ratio", "nodes", "variables", "status", "gap", "step")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    columns = ("case", "trace", "search", "target", "ratio", "nodes", "variables", "status", "gap")
+    table = Table(*columns, "step", "memory")
     rows: list[Row] = []
-    for case in (CASES[0], CASES[-1]) if options.quick else CASES:
+    chosen = (CASES[0], CASES[-1]) if options.quick else CASES
+    for case in [case for case in chosen if options.only in case.name]:
         with console.status(case.name):
             try:
                 row = run(case)
@@ -114,14 +153,20 @@ def main() -> None:
                 continue
         rows.append(row)
         table.add_row(
-            *(row.name, f"{row.trace_s:.1f} s", f"{row.search_s:.1f} s", f"{row.ratio:.2f}"),
+            *(row.name, f"{row.trace_s:.1f} s", f"{row.search_s:.1f} s", f"{row.target_s:g} s"),
+            f"{row.ratio:.2f}",
             *(str(row.nodes), str(row.variables), row.status, f"{row.gap:.1e}"),
             f"{row.step_s * 1e3:.1f} ms",
+            format_bytes(row.resident_bytes),
         )
+        _write(rows, options.json)
     console.print(table)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     console.print(f"written to {options.json}")
+
+
+def _write(rows: list[Row], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

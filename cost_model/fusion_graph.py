@@ -77,6 +77,7 @@ class FusionGraph:
 
     Attributes:
       roots: every view and what it is a view of. producer: who makes each value that is no view.
+      read: what each equation, by its identity, reads, views looked through.
       users: who uses each value, through views. cheap: values made of scalars and iota only.
       written: values in memory. charged: those whose writing their own equation pays.
       needed_for: for an unwritten value, the values in memory it is computed from.
@@ -87,6 +88,7 @@ class FusionGraph:
     jaxpr: Jaxpr
     roots: dict[Var, Var] = field(default_factory=dict[Var, Var])
     producer: dict[Var, JaxprEqn] = field(default_factory=dict[Var, JaxprEqn])
+    read: dict[int, list[Var]] = field(default_factory=dict[int, list[Var]])
     users: dict[Var, list[JaxprEqn]] = field(default_factory=lambda: defaultdict(list))
     written: set[Var] = field(default_factory=set[Var])
     charged: set[Var] = field(default_factory=set[Var])
@@ -110,9 +112,11 @@ class FusionGraph:
                 continue
             for out in eqn.outvars:
                 self.producer[out] = eqn
-            for source in dict.fromkeys(self.sources(eqn)):
+            sources = [self.root(atom) for atom in eqn.invars if isinstance(atom, Var)]
+            self.read[id(eqn)] = sources
+            for source in dict.fromkeys(sources):
                 self.users[source].append(eqn)
-            if _is_cheap(eqn, self.cheap, self.sources(eqn)):
+            if _is_cheap(eqn, self.cheap, sources):
                 self.cheap.update(eqn.outvars)
         self.outputs = {self.root(v) for v in self.jaxpr.outvars if isinstance(v, Var)}
 
@@ -120,7 +124,7 @@ class FusionGraph:
         return self.roots.get(var, var)
 
     def sources(self, eqn: JaxprEqn) -> list[Var]:
-        return [self.root(atom) for atom in eqn.invars if isinstance(atom, Var)]
+        return self.read[id(eqn)]
 
     def decide(self) -> None:
         """Fills ``written`` and ``charged``, and says what is behind all that is not written."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import jax
@@ -205,8 +206,11 @@ def flops(eqn: JaxprEqn) -> int:
 def itemsize(aval: Any) -> int:
     """Bytes an element of an abstract value; a key type's own size, 0 for tokens."""
     dtype = getattr(aval, "dtype", None)
-    if dtype is None:
-        return 0
+    return 0 if dtype is None else _dtype_size(dtype)
+
+
+@lru_cache
+def _dtype_size(dtype: Any) -> int:
     if jnp.issubdtype(dtype, jax.dtypes.extended):  # keys
         return int(getattr(dtype, "itemsize", 8))
     return max(1, np.dtype(dtype).itemsize)

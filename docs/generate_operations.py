@@ -49,9 +49,9 @@ TAIL = """\
 | primitives | what becomes of them |
 |---|---|
 | {regions} | planned in place: the equations of their bodies join the search |
-| {calls} | inlined before planning, but a `jit` whose author gave shardings |
-| `shard_map`, `pallas_call`, `custom_partitioning` | opaque: replicated, and counted in the plan |
-| any other | replicated, and counted in the plan (`plan.fallbacks`) |
+| {calls} | inlined before planning; shardings given to a `jit` become constraints |
+| `shard_map` | laid as its specs say, on axes of the plan's mesh |
+| any other: `pallas_call`, ... | replicated, named in a warning, counted in `plan.fallbacks` |
 
 Under `backend="shard_map"` an operation can run on parts if `passes/lowering/local` says how. Of
 those above it does not for: {uncut}.

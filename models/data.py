@@ -63,6 +63,31 @@ def batches(seed: int, batch: int, seq: int, *, start: int = 0) -> Iterator[Arra
         yield {"tokens": text[:, :-1], "targets": text[:, 1:]}
 
 
+def continuations(
+    seed: int, batch: int, seq: int, target_seq: int, *, start: int = 0
+) -> Iterator[Arrays]:
+    """Endless text and how it goes on, for encoder-decoder models.
+
+    Args:
+        seed: which order.
+        batch: B, windows a batch.
+        seq: S, tokens given.
+        target_seq: T, tokens to predict.
+        start: step to begin at.
+
+    Yields:
+        `tokens`, int32 [B, S]; `targets`, int32 [B, T], the tokens that follow; `previous`, int32
+        [B, T], the token before each of those.
+    """
+    for windows in _windows(seed, batch, seq + target_seq, start):
+        text = windows.astype(np.int32)
+        yield {
+            "tokens": text[:, :seq],
+            "previous": text[:, seq - 1 : -1],
+            "targets": text[:, seq:],
+        }
+
+
 def image_batches(
     seed: int, batch: int, image: int, channels: int, classes: int, *, start: int = 0
 ) -> Iterator[Arrays]:

@@ -1,11 +1,16 @@
 """A multi-layer perceptron: the smallest model in which plans differ."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
+
+from autopar.models import data
+from autopar.models.family import Family
+from autopar.models.training import mean_squared_error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,18 @@ class MLPConfig:
     use_bias: bool = True
     dtype: DTypeLike = jnp.bfloat16
     param_dtype: DTypeLike = jnp.float32
+
+    def family(self) -> Family:
+        """Regression."""
+
+        def batches(seed: int, batch: int, start: int) -> Iterator[data.Arrays]:
+            return data.regression_batches(seed, batch, self.inputs, self.outputs, start=start)
+
+        example = {
+            "inputs": jax.ShapeDtypeStruct((self.inputs,), jnp.float32),
+            "targets": jax.ShapeDtypeStruct((self.outputs,), jnp.float32),
+        }
+        return Family(MLP(self), ("inputs",), mean_squared_error, example, 1, batches)
 
 
 class MLP(nn.Module):

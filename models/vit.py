@@ -7,13 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from autopar.models.transformer import (
-    INIT_STD,
-    TransformerConfig,
-    apply_blocks,
-    dense,
-    layer_norm,
-)
+from autopar.models.family import Family, images
+from autopar.models.layers import INIT_STD, TransformerConfig, dense, dropout, norm
+from autopar.models.training import cross_entropy
+from autopar.models.transformer import apply_blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +43,12 @@ class ViTConfig(TransformerConfig):
         """Length of the sequence that the blocks see."""
         return (self.image // self.patch) ** 2 + (self.pool == "cls")
 
+    def family(self) -> Family:
+        """Classification of images."""
+        example, batches = images(self.image, self.channels, self.classes)
+        keyed = self.dropout > 0
+        return Family(ViT(self), ("images",), cross_entropy, example, self.tokens, batches, keyed)
+
 
 class ViT(nn.Module):
     """Classifies images.
@@ -66,6 +69,7 @@ class ViT(nn.Module):
             kernel_size=(c.patch, c.patch),
             strides=(c.patch, c.patch),
             padding="VALID",
+            use_bias=c.use_bias,
             dtype=c.dtype,
             param_dtype=c.param_dtype,
             name="patch_embed",
@@ -75,7 +79,8 @@ class ViT(nn.Module):
             cls = self.param("cls", init, (1, 1, c.d_model), c.param_dtype).astype(c.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.d_model)), x], axis=1)
         positions = self.param("pos_embed", init, (c.tokens, c.d_model), c.param_dtype)
-        x = apply_blocks(c, x + positions.astype(c.dtype), causal=False)
-        x = layer_norm(c, "ln_out")(x)
+        x = dropout(self, c.dropout, x + positions.astype(c.dtype))
+        x = apply_blocks(c, x, causal=False)
+        x = norm(c, "ln_out")(x)
         pooled = x[:, 0] if c.pool == "cls" else x.mean(axis=1)
         return dense(c, c.classes, "head")(pooled)

@@ -2,33 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator, Mapping
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
 from autopar.models import data
-from autopar.models.gpt import GPT, GPTConfig
-from autopar.models.mlp import MLP, MLPConfig
+from autopar.models.family import AbstractBatch, Config, MakeBatches
 from autopar.models.training import (
     Batch,
     InitFn,
-    Loss,
     TrainState,
     TrainStep,
-    cross_entropy,
     make_init,
     make_train_step,
-    mean_squared_error,
 )
-from autopar.models.vit import ViT, ViTConfig
-
-Config: TypeAlias = GPTConfig | MLPConfig | ViTConfig
-AbstractBatch: TypeAlias = dict[str, jax.ShapeDtypeStruct]
-MakeBatches: TypeAlias = Callable[[int, int, int], Iterator[data.Arrays]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,70 +81,17 @@ def make_workload(
     name: str, config: Config, *, optimizer: optax.GradientTransformation, batch_size: int
 ) -> Workload:
     """The workload of this model; `batch_size` is its default."""
-    family = _family(config)
+    family = config.family()
+    model, inputs = family.model, family.inputs
     return Workload(
         name=name,
         config=config,
-        model=family.model,
+        model=model,
         optimizer=optimizer,
-        init=make_init(family.model, optimizer, inputs=family.inputs),
-        train_step=make_train_step(family.model, optimizer, family.loss, inputs=family.inputs),
+        init=make_init(model, optimizer, inputs=inputs, keyed=family.keyed),
+        train_step=make_train_step(model, optimizer, family.loss, inputs=inputs),
         example=family.example,
         batch_size=batch_size,
         tokens_per_example=family.tokens,
         make_batches=family.make_batches,
     )
-
-
-class _Family(NamedTuple):
-    """What differs between kinds of model; fields as in `Workload` and `make_train_step`."""
-
-    model: nn.Module
-    inputs: str
-    loss: Loss
-    example: AbstractBatch
-    tokens: int
-    make_batches: MakeBatches
-
-
-def _family(config: Config) -> _Family:
-    match config:
-        case GPTConfig():
-            return _gpt(config)
-        case ViTConfig():
-            return _vit(config)
-        case MLPConfig():
-            return _mlp(config)
-
-
-def _gpt(c: GPTConfig) -> _Family:
-    def make_batches(seed: int, batch: int, start: int) -> Iterator[data.Arrays]:
-        if c.vocab < data.VOCAB:
-            raise ValueError(f"the text has {data.VOCAB} tokens, the model's vocabulary {c.vocab}")
-        return data.batches(seed, batch, c.seq, start=start)
-
-    text = jax.ShapeDtypeStruct((c.seq,), jnp.int32)
-    example = {"tokens": text, "targets": text}
-    return _Family(GPT(c), "tokens", cross_entropy, example, c.seq, make_batches)
-
-
-def _vit(c: ViTConfig) -> _Family:
-    def make_batches(seed: int, batch: int, start: int) -> Iterator[data.Arrays]:
-        return data.image_batches(seed, batch, c.image, c.channels, c.classes, start=start)
-
-    example = {
-        "images": jax.ShapeDtypeStruct((c.image, c.image, c.channels), jnp.float32),
-        "targets": jax.ShapeDtypeStruct((), jnp.int32),
-    }
-    return _Family(ViT(c), "images", cross_entropy, example, c.tokens, make_batches)
-
-
-def _mlp(c: MLPConfig) -> _Family:
-    def make_batches(seed: int, batch: int, start: int) -> Iterator[data.Arrays]:
-        return data.regression_batches(seed, batch, c.inputs, c.outputs, start=start)
-
-    example = {
-        "inputs": jax.ShapeDtypeStruct((c.inputs,), jnp.float32),
-        "targets": jax.ShapeDtypeStruct((c.outputs,), jnp.float32),
-    }
-    return _Family(MLP(c), "inputs", mean_squared_error, example, 1, make_batches)

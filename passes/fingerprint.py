@@ -35,10 +35,9 @@ def fingerprint(closed: ClosedJaxpr, extra: Iterable[str]) -> str:
 
 def signature(eqn: JaxprEqn) -> str:
     """Text equal for equations that do the same to values of the same shapes and dtypes."""
-    writer = _Writer()
-    params = writer.items((str(k), v) for k, v in eqn.params.items())
-    operands = " ".join(aval_text(atom.aval) for atom in eqn.invars)
-    results = " ".join(aval_text(var.aval) for var in eqn.outvars)
+    params = _Writer().params(eqn)
+    operands = " ".join([aval_text(atom.aval) for atom in eqn.invars])
+    results = " ".join([aval_text(var.aval) for var in eqn.outvars])
     return f"{eqn.primitive.name}[{params}] {operands} -> {results}"
 
 
@@ -64,7 +63,7 @@ class _Writer:
 
     def _eqn(self, eqn: JaxprEqn) -> str:
         operands = self._atoms(eqn.invars)
-        params = self.items((str(k), v) for k, v in eqn.params.items())
+        params = self.params(eqn)
         return f"{self._binders(eqn.outvars)} = {eqn.primitive.name}[{params}] {operands}"
 
     def _binders(self, variables: Sequence[Var]) -> str:
@@ -79,6 +78,13 @@ class _Writer:
             else str(self._numbers[atom])
             for atom in atoms
         )
+
+    def params(self, eqn: JaxprEqn) -> str:
+        """Parameters as text. Plain ones, of which most equations have the same few, only once."""
+        items = tuple(eqn.params.items())
+        if all(map(_is_plain, eqn.params.values())):
+            return _plain_text(eqn.primitive.name, items)
+        return self.items((str(k), v) for k, v in items)
 
     def items(self, items: Iterable[tuple[str, Any]]) -> str:
         """Named values, sorted by name."""
@@ -103,9 +109,11 @@ class _Writer:
 
     def _structure(self, value: Any) -> str:
         kind = type(value).__name__
+        if isinstance(value, (jax.sharding.Mesh, jax.sharding.AbstractMesh)):  # on any devices
+            sizes = ", ".join(f"{name}={size}" for name, size in value.shape.items())
+            return f"Mesh({sizes}; {', '.join(str(kind) for kind in value.axis_types)})"
         if isinstance(value, jax.sharding.NamedSharding):
-            mesh = ", ".join(f"{name}={size}" for name, size in value.mesh.shape.items())
-            return f"NamedSharding({mesh}; {value.spec}; {value.memory_kind})"
+            return f"NamedSharding({self.value(value.mesh)}; {value.spec}; {value.memory_kind})"
         if isinstance(value, Mapping):
             return "{" + self.items((str(k), v) for k, v in value.items()) + "}"
         if isinstance(value, AbstractSet):
@@ -122,13 +130,31 @@ class _Writer:
         return _PATH.sub("", _ADDRESS.sub("", str(value)))
 
 
+_PLAIN = (type(None), bool, int, str, np.dtype, enum.Enum)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a parameter is hashable data, with no program in it."""
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain_text(primitive: str, items: tuple[tuple[str, Any], ...]) -> str:
+    del primitive  # the same name may mean a number here and a flag there
+    return _Writer().items(items)
+
+
 def aval_text(aval: Any) -> str:
     """Shape, dtype and weak type."""
     shape = getattr(aval, "shape", None)
     if shape is None:
         return _ADDRESS.sub("", str(aval))
-    weak = "*" if getattr(aval, "weak_type", False) else ""
-    return f"{aval.dtype}{weak}[{','.join(map(str, shape))}]"
+    return _array_type(shape, aval.dtype, getattr(aval, "weak_type", False))
+
+
+@functools.lru_cache(maxsize=4096)
+def _array_type(shape: tuple[int, ...], dtype: Any, weak: bool) -> str:
+    return f"{dtype}{'*' if weak else ''}[{','.join(map(str, shape))}]"
 
 
 def function_name(function: Callable[..., Any]) -> str:

@@ -2,11 +2,10 @@
 
 Before: a closed jaxpr as JAX traced it. After:
 
-* calls (``jit``, ``custom_jvp_call`` and the like) are inlined, in nested bodies too; a ``jit``
-  that specifies shardings stays, as a region;
+* calls (``jit``, ``custom_jvp_call`` and the like) are inlined, in nested bodies too; the shardings
+  that the author of a ``jit`` gave become sharding constraints on its operands and results;
 * every ``Var``, in nested regions too, is bound exactly once in the whole step;
-* array constants are constants of the outermost jaxpr alone: regions get them as inputs (a ``jit``
-  that stays keeps its own);
+* array constants are constants of the outermost jaxpr alone: regions get them as inputs;
 * what nobody reads is gone (see ``dce``); the inputs and results of the step are unchanged;
 * an equation's name stack is relative to the region it stands in, as JAX has it, and begins with
   the name stacks of the calls it was inlined from, so ``transpose(jvp(...))`` marks survive.
@@ -19,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from autopar.core import compat
@@ -102,8 +102,10 @@ def _inline(
         call = _call(placed)
         if call is not None:
             body, operands = call
+            operands = _constrained(scope, operands, "in_shardings", placed)
             inner: Env = dict(zip(body.jaxpr.invars, operands, strict=True))
             results = _inline(scope, body.jaxpr, body.consts, inner, placed)
+            results = _constrained(scope, results, "out_shardings", placed)
             env.update(zip(eqn.outvars, results, strict=True))
             continue
         nest = _NESTS.get(eqn.primitive.name)
@@ -124,7 +126,7 @@ def _call(eqn: JaxprEqn) -> tuple[ClosedJaxpr, Sequence[Atom]] | None:
     if eqn.primitive.name == "custom_linear_solve":
         return _solve_call(eqn)
     name = CALLS.get(eqn.primitive.name)
-    if name is None or has_shardings(eqn):
+    if name is None:
         return None
     body = eqn.params[name]
     return (ClosedJaxpr(body, ()) if isinstance(body, Jaxpr) else body), eqn.invars
@@ -141,10 +143,26 @@ def _solve_call(eqn: JaxprEqn) -> tuple[ClosedJaxpr, Sequence[Atom]]:
     return eqn.params["jaxprs"].solve, (*eqn.invars[start : start + lengths.solve], *sides)
 
 
-def has_shardings(eqn: JaxprEqn) -> bool:
-    """Whether ``eqn`` is a ``jit`` whose author says where something lies."""
-    given = (*eqn.params.get("in_shardings", ()), *eqn.params.get("out_shardings", ()))
-    return any(s is not None and not compat.is_unspecified(s) for s in given)
+def _constrained(
+    scope: _Scope, atoms: Sequence[Atom], shardings: str, call: JaxprEqn
+) -> list[Atom]:
+    """The operands (results) of a ``jit``, each laid as its author says, if at all."""
+    found = list(atoms)
+    for i, sharding in enumerate(call.params.get(shardings, ())):
+        atom = found[i]
+        given = sharding is not None and not compat.is_unspecified(sharding)
+        if given and isinstance(atom, Var) and getattr(atom.aval, "shape", ()):
+            found[i] = compat.like_var(atom)
+            scope.eqns.append(_constraint(atom, found[i], sharding, call))
+    return found
+
+
+def _constraint(before: Var, after: Atom, sharding: Any, call: JaxprEqn) -> JaxprEqn:
+    """``after`` is ``before`` under a sharding constraint that stands where ``call`` does."""
+    like = jax.ShapeDtypeStruct(before.aval.shape, before.aval.dtype)  # pyright: ignore
+    made = jax.make_jaxpr(lambda x: jax.lax.with_sharding_constraint(x, sharding))(like)
+    (eqn,) = made.jaxpr.eqns
+    return eqn.replace(invars=[before], outvars=[after], ctx=call.ctx, source_info=call.source_info)
 
 
 def _called_from(caller: JaxprEqn, jaxpr: Jaxpr, eqn: JaxprEqn) -> JaxprEqn:
@@ -216,17 +234,6 @@ def _nest_remat(scope: _Scope, eqn: JaxprEqn) -> JaxprEqn:
     return _with_consts(scope, eqn, params, ((0, ClosedJaxpr(body, ()), consts),))
 
 
-def _nest_jit(scope: _Scope, eqn: JaxprEqn) -> JaxprEqn:
-    """Some parameters of a ``jit`` with shardings are one per operand: constants get theirs."""
-    body, consts = _copy_closed(eqn.params["jaxpr"])
-    own = {"in_shardings": compat.UNSPECIFIED, "in_layouts": None, "donated_invars": False}
-    params = dict(eqn.params, jaxpr=body)
-    for name, value in own.items():
-        if name in params:
-            params[name] = (value,) * len(consts) + tuple(params[name])
-    return _with_consts(scope, eqn, params, ((0, body, consts),))
-
-
 def _copy_closed(closed: ClosedJaxpr) -> tuple[ClosedJaxpr, list[Any]]:
     body, consts = _copy_body(closed.jaxpr, closed.consts)
     return ClosedJaxpr(body, ()), consts
@@ -252,6 +259,4 @@ _NESTS: dict[str, Callable[[_Scope, JaxprEqn], JaxprEqn]] = {
     "cond": _nest_cond,
     "remat2": _nest_remat,
     "checkpoint": _nest_remat,
-    "jit": _nest_jit,
-    "pjit": _nest_jit,
 }

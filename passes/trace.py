@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from autopar.core import compat
 from autopar.core.compat import PyTreeDef
 from autopar.core.errors import AutoparError, OptionError, TraceError
 from autopar.passes.fingerprint import aval_text, fingerprint, function_name
+from autopar.passes.refine import refine
 from autopar.passes.simplify import simplify
 
 _INSTALLED = re.compile(r"(site|dist)-packages[\\/](jax|jaxlib|flax|optax|chex|haiku|equinox)[\\/]")
@@ -64,6 +65,15 @@ class Step:
         ins = (f"{p}:{aval_text(a)}" for p, a in zip(self.in_paths, self.in_avals, strict=True))
         outs = (f"{p}:{aval_text(a)}" for p, a in zip(self.out_paths, self.out_avals, strict=True))
         return fingerprint(self.jaxpr, (*ins, *outs, str(self.donated), str(self.ties)))
+
+    @cached_property
+    def programs(self) -> tuple[Step, ...]:
+        """The step, and if it has fused dimensions the step on refined ones (see ``refine``).
+
+        Both compute the same; each can be split in ways that the other cannot.
+        """
+        refined = refine(self.jaxpr)
+        return (self,) if refined is self.jaxpr else (self, replace(self, jaxpr=refined))
 
 
 def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (0,)) -> Step:
@@ -248,7 +258,9 @@ def _is_library(filename: str) -> bool:
 
 def _explain(fn: Callable[..., Any], error: Exception) -> str:
     """What went wrong in ``fn``, where, and what to do."""
-    what = str(error).strip().split("\n\n")[0].split("\nThe error occurred")[0]
+    what, *more = str(error).strip().split("\nThe error occurred")[0].split("\n\n")
+    if what.endswith(":"):
+        what = "\n".join((what, *more[:1]))
     if isinstance(error, jax.errors.TracerBoolConversionError):
         advice = (
             "Python decides here on a value that exists only when the step runs: use jnp.where to "

@@ -18,7 +18,7 @@ from autopar.core.text import format_bytes, format_seconds
 from autopar.cost_model import Cluster, parse_bytes, parse_cluster
 from autopar.passes.trace import Step, trace
 from autopar.search.options import BASELINES, Options, Progress
-from autopar.search.planner import search
+from autopar.search.programs import search
 
 STRATEGIES = ("optimal", *BASELINES)
 

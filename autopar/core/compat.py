@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jax._src import source_info_util
-from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax._src.named_sharding import UnspecifiedValue
 from jax.extend.core import DropVar, JaxprEqn, Var
 
@@ -34,6 +33,12 @@ def like_var(var: Var) -> Var:
 def is_unspecified(sharding: object) -> bool:
     """Whether a ``jit`` equation leaves this sharding to the compiler."""
     return isinstance(sharding, UnspecifiedValue)
+
+
+def manual_axes(eqn: JaxprEqn) -> frozenset[str]:
+    """The mesh axes over which the body of a ``shard_map`` is the work of one device."""
+    names = eqn.params.get("newly_manual_axes", eqn.params.get("manual_axes"))
+    return frozenset(eqn.params["mesh"].axis_names if names is None else names)
 
 
 def frames(eqn: JaxprEqn) -> Iterator[tuple[str, int]]:

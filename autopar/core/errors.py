@@ -46,3 +46,7 @@ class OptionError(AutoparError):
 
 class LoweringError(AutoparError):
     """A plan asks for something that the chosen backend cannot carry out."""
+
+
+class FallbackWarning(UserWarning):
+    """Operations of a step have no sharding rule: every device does the whole of them."""

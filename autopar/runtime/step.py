@@ -51,6 +51,7 @@ class PlannedStep:
         backend: str = "jit",
     ) -> None:
         check_backend(backend)
+        step = next((s for s in step.programs if s.fingerprint == plan.step), step)
         check_same_step(step, plan)
         self.plan = plan.with_trees(step.in_tree, step.out_tree)
         self.mesh = device_mesh(plan.mesh, devices)
@@ -145,7 +146,8 @@ def _jitted(step: Step, plan: Plan, mesh: Mesh, backend: str) -> Any:
     def run(*args: Any) -> Any:
         leaves, tree = jax.tree.flatten(args)
         _check_call(step, plan.inputs, leaves, tree)
-        return jax.tree.unflatten(step.out_tree, flat(*leaves))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # whatever the caller's is
+            return jax.tree.unflatten(step.out_tree, flat(*leaves))
 
     run.__name__ = run.__qualname__ = "planned_step"
     positions = range(len(step.in_tree.children()))

@@ -10,7 +10,6 @@ a class becomes a unary cost.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -36,11 +35,13 @@ class Restriction:
       resting: for an input node, the layouts it may rest in.
       outputs: for an output node, the layouts it may have.
       allow: whether an op may take a state; ``None`` allows all.
+      own: for an op of whose layouts the step itself speaks, the states it may take.
     """
 
     resting: Mapping[int, tuple[Layout, ...]] = field(default_factory=dict)
     outputs: Mapping[int, tuple[Layout, ...]] = field(default_factory=dict)
     allow: Callable[[Node, State], bool] | None = None
+    own: Mapping[int, Domain] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,17 @@ class Problem:
             domain[choice[variable]]
             for domain, variable in zip(self.domains, self.variables, strict=True)
         )
+
+    def axis_choices(self) -> list[IntArray]:
+        """For each variable ``[value, mesh axis]``: equal numbers where values do the same."""
+        found: dict[int, IntArray] = {}
+        known: dict[int, IntArray] = {}
+        for domain, variable in zip(self.domains, self.variables, strict=True):
+            if variable not in found:
+                if id(domain) not in known:
+                    known[id(domain)] = _per_axis(domain, len(self.mesh.axes))
+                found[variable] = known[id(domain)]
+        return [found[variable] for variable in range(len(found))]
 
 
 def assemble(
@@ -104,6 +116,8 @@ class _Assembler:
     keys: list[Hashable] = field(default_factory=list)
     costs: list[IntArray] = field(default_factory=list)
     _made: Domains = field(init=False)
+    _kinds: dict[int, Domain] = field(default_factory=dict)
+    _partials: dict[tuple[int, int], frozenset[str]] = field(default_factory=dict)
     _seconds: dict[Hashable, IntArray] = field(default_factory=dict)
     _tables: dict[Hashable, IntArray] = field(default_factory=dict)
 
@@ -128,16 +142,23 @@ class _Assembler:
         op = self.ops[node.index]
         assert node.eqn is not None
         assert op is not None
-        domain = self._made.op(op.rule)
+        own = self.restriction.own.get(node.index)
+        domain = own or self._of_kind(op)
         allow = self.restriction.allow
         if allow is not None:
             kept = tuple(state for state in domain if allow(node, state))
             domain = kept or domain[:1]
         reads, writes = self.fusion.of(node.eqn)
-        key = (op.signature, reads, writes, domain if allow else None)
+        key = (op.kind, reads, writes, domain if allow or own else None)
         if key not in self._seconds:
             self._seconds[key] = self._op_costs(node, domain, reads, writes)
-        return domain, key, self._seconds[key] * node.trips
+        seconds = self._seconds[key]
+        return domain, key, seconds if node.trips == 1 else seconds * node.trips
+
+    def _of_kind(self, op: Operation) -> Domain:
+        if op.kind not in self._kinds:
+            self._kinds[op.kind] = self._made.op(op.rule)
+        return self._kinds[op.kind]
 
     def _op_costs(
         self, node: Node, domain: Domain, reads: tuple[float, ...], writes: tuple[bool, ...]
@@ -196,35 +217,40 @@ class _Assembler:
 
     def _port_ops(self, source: int, port: int) -> frozenset[str]:
         op = self.ops[source]
-        return frozenset() if op is None else partial_ops(self._made.op(op.rule), port)
+        if op is None or source in self.restriction.own:
+            return frozenset()
+        if (op.kind, port) not in self._partials:
+            self._partials[op.kind, port] = partial_ops(self._of_kind(op), port)
+        return self._partials[op.kind, port]
 
     def network(self, variables: tuple[int, ...]) -> Network:
         """Sums costs over the nodes and edges of each variable, or pair of variables."""
         unary: dict[int, IntArray] = {}
         for variable, cost in zip(variables, self.costs, strict=True):
             unary[variable] = unary[variable] + cost if variable in unary else cost
-        merged: dict[tuple[int, int, Edge], int] = defaultdict(int)
+        merged: dict[tuple[object, ...], list[Edge]] = defaultdict(list)
         for edge in self.graph.edges:
-            src, dst = variables[edge.src], variables[edge.dst]
-            alike = dataclasses.replace(edge, src=src, dst=dst, weight=1)
-            merged[src, dst, alike] += edge.weight
+            merged[variables[edge.src], variables[edge.dst], *edge.use].append(edge)
         pairs: dict[tuple[int, int], IntArray] = {}
-        representative = {v: n for n, v in reversed(list(enumerate(variables)))}
-        for (src, dst, edge), weight in merged.items():
-            table = self._edge_table(edge, representative[src], representative[dst])
-            weighted = np.minimum(table * weight, FORBIDDEN)
+        for edges in merged.values():
+            edge = edges[0]
+            src, dst = variables[edge.src], variables[edge.dst]
+            table = self._edge_table(edge)
+            weighted = np.minimum(table * sum([e.weight for e in edges]), FORBIDDEN)
             if src == dst:
                 unary[src] = np.minimum(unary[src] + weighted.diagonal(), FORBIDDEN)
             else:
                 add_pair(pairs, src, dst, weighted)
         return Network(tuple(unary[v] for v in range(len(unary))), pairs)
 
-    def _edge_table(self, edge: Edge, src: int, dst: int) -> IntArray:
+    def _edge_table(self, edge: Edge) -> IntArray:
         """Price of the re-layout for every pair of states of the two ends."""
-        left = tuple(shifted(s.results[edge.port], edge.src_shift) for s in self.domains[src])
-        is_input = self.graph.nodes[dst].kind == "input"
+        is_input = self.graph.nodes[edge.dst].kind == "input"
         slot = 0 if is_input else edge.slot
-        right = tuple(shifted(s.operands[slot], edge.dst_shift) for s in self.domains[dst])
+        left = tuple(
+            [shifted(s.results[edge.port], edge.src_shift) for s in self.domains[edge.src]]
+        )
+        right = tuple([shifted(s.operands[slot], edge.dst_shift) for s in self.domains[edge.dst]])
         return self._reshard(edge.shape, edge.itemsize, left, right, edge.coalesced)
 
     def _reshard(
@@ -255,6 +281,20 @@ def _locals(
     shapes: list[tuple[int, ...]], layouts: tuple[Layout, ...], mesh: MeshSpec
 ) -> tuple[tuple[int, ...], ...]:
     return tuple(local_shape(s, layout, mesh) for s, layout in zip(shapes, layouts, strict=True))
+
+
+def _per_axis(domain: Domain, count: int) -> IntArray:
+    numbers: dict[object, int] = {}
+    table = [
+        [
+            numbers.setdefault(
+                tuple([layout[axis] for layout in (*state.operands, *state.results)]), len(numbers)
+            )
+            for axis in range(count)
+        ]
+        for state in domain
+    ]
+    return np.array(table, np.int64)
 
 
 def _distinct(layouts: tuple[Layout, ...]) -> tuple[list[Layout], list[int]]:

@@ -129,7 +129,9 @@ def _mixed(layout: Layout) -> bool:
 
 
 def _layouts(shape: tuple[int, ...], partial: frozenset[str], mesh: MeshSpec) -> Iterable[Layout]:
-    choices: list[Placement] = [B, *(Split(d) for d, n in enumerate(shape) if n > 1)]
+    # Without elements there is nothing to cut, and JAX cannot read an array that is.
+    dims = () if 0 in shape else range(len(shape))
+    choices: list[Placement] = [B, *(Split(d) for d in dims if shape[d] > 1)]
     choices += [Partial(op) for op in sorted(partial)]
     for layout in itertools.product(choices, repeat=len(mesh.axes)):
         if not _mixed(layout) and divides(shape, layout, mesh):

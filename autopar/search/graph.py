@@ -68,6 +68,14 @@ class Edge:
     dst_shift: int = 0
     coalesced: bool = False
 
+    @property
+    def use(self) -> tuple[object, ...]:
+        """What the price of a re-layout on it depends on, besides the states of its ends."""
+        return (
+            *(self.port, self.slot, self.shape, self.itemsize),
+            *(self.src_shift, self.dst_shift, self.coalesced),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

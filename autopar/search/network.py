@@ -85,6 +85,25 @@ class Network:
         )
         return total + FORBIDDEN * broken
 
+    def restricted(self, values: Sequence[IntArray]) -> Network:
+        """The same, with only these values of each variable left, in this order."""
+        return Network(
+            tuple([costs[kept] for costs, kept in zip(self.unary, values, strict=True)]),
+            {(i, j): t[np.ix_(values[i], values[j])] for (i, j), t in self.pairs.items()},
+            tuple(
+                [
+                    Limit({i: w[values[i]] for i, w in x.weights.items()}, x.bound)
+                    for x in self.limits
+                ]
+            ),
+            self.offset,
+        )
+
+    @property
+    def entries(self) -> int:
+        """Numbers in the tables of pairs: what solving it costs in memory."""
+        return sum(table.size for table in self.pairs.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Solution:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import jax
 
@@ -17,6 +18,15 @@ Pins = Mapping[str, jax.P]
 """Regular expression over input paths (matched to their end, from any ``/``) to the spec."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The layout of one input, and the pin that says so."""
+
+    pattern: str
+    spec: jax.P
+    layout: Layout
+
+
 def axis_names(pins: Pins) -> set[str]:
     """Every mesh axis the pins speak of."""
     entries = [entry for spec in pins.values() for entry in spec]
@@ -24,26 +34,25 @@ def axis_names(pins: Pins) -> set[str]:
     return {name for group in groups for name in group if isinstance(name, str)}
 
 
-def resolve(pins: Pins, step: Step, mesh: MeshSpec) -> dict[int, Layout]:
+def resolve(pins: Pins, step: Step, mesh: MeshSpec) -> dict[int, Pinned]:
     """The pinned layout of every flat input a pin names.
 
     Raises:
       PinError: a pin names no input, is no regular expression, contradicts another pin, or does not
         fit the shape or the mesh.
     """
-    pinned: dict[int, tuple[str, Layout]] = {}
+    pinned: dict[int, Pinned] = {}
     for pattern, spec in pins.items():
         for position in _matches(pattern, step):
             layout = _layout(pattern, spec, position, step, mesh)
-            earlier = pinned.get(position)
-            if earlier is not None and earlier[1] != layout:
+            earlier = pinned.setdefault(position, Pinned(pattern, spec, layout))
+            if earlier.layout != layout:
                 raise PinError(
                     f"pins contradict each other: {step.in_paths[position]!r} is pinned to "
-                    f"{pins[earlier[0]]} by {earlier[0]!r} and to {spec} by {pattern!r}; "
+                    f"{earlier.spec} by {earlier.pattern!r} and to {spec} by {pattern!r}; "
                     "make one of the patterns narrower, or remove it"
                 )
-            pinned[position] = (pattern, layout)
-    return {position: layout for position, (_, layout) in pinned.items()}
+    return pinned
 
 
 def _matches(pattern: str, step: Step) -> list[int]:

@@ -28,8 +28,11 @@ from autopar.search.memory import MemoryModel, MeshMemory
 from autopar.search.network import FORBIDDEN, Limit, Network, Solution, folded
 from autopar.search.operations import Operation, operations
 from autopar.search.options import BASELINES, Options
+from autopar.search.own_shardings import own_mesh, own_shardings
+from autopar.search.own_shardings import states as own_states
 from autopar.search.roles import roles
-from autopar.search.solvers import default_solver, exhaustive, random_choice, solve
+from autopar.search.solve import AxisChoices, random_choice, solve
+from autopar.search.solvers import default_solver, exhaustive
 
 ALIKE_ABOVE = 400
 """Nodes above which nodes that look alike share a choice. Below, everything is searched apart."""
@@ -61,7 +64,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     ops = operations(graph)
     memory = MemoryModel(step, graph, roles(step, graph), cluster.chip)
     budget = options.memory_bytes or cluster.chip.usable_bytes
-    meshes = _meshes(cluster, options)
+    meshes = _meshes(cluster, options, own_mesh(own_shardings(graph)))
     best: Candidate | None = None
     failures: list[InfeasibleError] = []
     misfits: list[PinError] = []
@@ -78,7 +81,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
         if best is None or found.solution.cost < best.solution.cost:
             best = found
     if best is None:
-        raise _nearest(failures) if failures else misfits[0]
+        raise nearest(failures) if failures else misfits[0]
     return _plan(step, cluster, best, memory, options, time.perf_counter() - began)
 
 
@@ -107,21 +110,26 @@ def _plan(
     return record.assembled(step, cluster, problem, states, memory.roles, predicted, solver, text)
 
 
-def _nearest(failures: list[InfeasibleError]) -> InfeasibleError:
+def nearest(failures: list[InfeasibleError]) -> InfeasibleError:
+    """The failure that came nearest to the budget."""
     known = [f for f in failures if f.least_bytes is not None]
     return min(known, key=lambda f: f.least_bytes or 0) if known else failures[0]
 
 
-def _meshes(cluster: Cluster, options: Options) -> tuple[MeshSpec, ...]:
-    """The meshes to try: the one asked for, or those that suit the cluster and the request."""
-    if options.mesh is not None:
-        if options.mesh.device_count != cluster.device_count:
+def _meshes(cluster: Cluster, options: Options, own: MeshSpec | None) -> tuple[MeshSpec, ...]:
+    """The meshes to try: the one asked for, the one that shardings in the step are written for, or
+    those that suit the cluster and the request.
+    """
+    mesh = options.mesh or own
+    if mesh is not None:
+        if mesh.device_count != cluster.device_count:
+            whose = "" if options.mesh else ", for which the step's own shardings are written,"
             raise ClusterError(
-                f"mesh {options.mesh} has {options.mesh.device_count} devices, the cluster "
+                f"mesh {mesh}{whose} has {mesh.device_count} devices, the cluster "
                 f"{cluster} has {cluster.device_count}; choose sizes that multiply to that, or "
                 "another cluster"
             )
-        return (options.mesh,)
+        return (mesh,)
     offered = cluster.default_meshes()
     flat = tuple(mesh for mesh in offered if len(mesh.axes) == 1)
     if options.search in ("replicated", "data", "fsdp"):
@@ -158,11 +166,13 @@ def _solve_mesh(
 
 
 def _restriction(step: Step, graph: Graph, mesh: MeshSpec, options: Options) -> Restriction:
-    pinned = {i: (layout,) for i, layout in pins_.resolve(options.pins, step, mesh).items()}
+    pins = pins_.resolve(options.pins, step, mesh)
+    pinned = {i: (pin.layout,) for i, pin in pins.items()}
+    own = own_states(own_shardings(graph), graph, mesh, step, pins)
     if options.search not in BASELINES:
-        return Restriction(pinned)
+        return Restriction(pinned, own=own)
     base = baseline(options.search, step, graph, mesh)
-    return dataclasses.replace(base, resting={**base.resting, **pinned})
+    return dataclasses.replace(base, resting={**base.resting, **pinned}, own=own)
 
 
 def _fit(
@@ -170,12 +180,13 @@ def _fit(
 ) -> Candidate:
     """Solves, and limits the instants that are over budget until the simulated peak fits it."""
     model = memory.on(problem)
+    axes = problem.axis_choices()
     limits: dict[int, Limit] = {}
     least, bound, exact = FORBIDDEN, 0, True
     deadline = time.monotonic() + options.time_limit_s
     while (left := deadline - time.monotonic()) > 0:
         network = dataclasses.replace(problem.network, limits=tuple(map(folded, limits.values())))
-        found = _solve(network, options, left)
+        found = _solve(network, axes, options, left)
         if found.choice is None:
             break
         bound = max(bound, found.bound) if exact else bound
@@ -190,7 +201,7 @@ def _fit(
             raise _too_big(options.search, problem.mesh, peak, budget)
         options.progress(f"peak {format_bytes(peak)} over {format_bytes(budget)}: tightening")
         exact &= _tighten(limits, model, states, budget)
-    return _lightest(problem, model, limits, least, budget, options, alike)
+    return _lightest(problem, axes, model, limits, least, budget, options, alike)
 
 
 def _tighten(
@@ -218,6 +229,7 @@ def _tighten(
 
 def _lightest(
     problem: Problem,
+    axes: AxisChoices,
     model: MeshMemory,
     limits: Mapping[int, Limit],
     least: int,
@@ -232,9 +244,12 @@ def _lightest(
     waiting = [tuple(sorted(limits)), *((instant,) for instant in limits)]
     best: tuple[int, Solution] | None = None
     for instants in itertools.islice(waiting, LIGHTEST_ROUNDS):
-        found = solve(model.lightest(instants), options.time_limit_s / LIGHTEST_ROUNDS)
-        if found.choice is None:
+        seconds = options.time_limit_s / LIGHTEST_ROUNDS
+        found = solve(model.lightest(instants), seconds, axes=axes)
+        if found.choice is None and found.status == "infeasible":
             raise InfeasibleError(f"the pins leave no plan on the mesh {problem.mesh}; relax one")
+        if found.choice is None:
+            continue
         instant, peak = model.peak(problem.states(found.choice))
         if best is None or peak < best[0]:
             best = (peak, found)
@@ -242,7 +257,11 @@ def _lightest(
             break
         if (instant,) not in waiting:
             waiting.append((instant,))
-    assert best is not None
+    if best is None:
+        raise InfeasibleError(
+            f"no plan was found on the mesh {problem.mesh} in time_limit={options.time_limit_s:g} "
+            "seconds; give more, or a mesh of fewer axes"
+        )
     peak, found = best
     assert found.choice is not None
     if peak > budget:
@@ -251,12 +270,12 @@ def _lightest(
     return Candidate(problem, Solution(found.choice, cost, 0, "feasible"), peak, alike)
 
 
-def _solve(network: Network, options: Options, seconds: float) -> Solution:
+def _solve(network: Network, axes: AxisChoices, options: Options, seconds: float) -> Solution:
     if options.search == "exhaustive":
         return exhaustive(network)
     if options.search == "random":
         return random_choice(network, options.seed)
-    return solve(network, seconds)
+    return solve(network, seconds, axes=axes)
 
 
 def _too_big(search: str, mesh: MeshSpec, least: int, budget: int) -> InfeasibleError:

@@ -13,8 +13,13 @@ and ``out`` would look alike and make both kernels rest alike (measured: 1.3 % o
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autopar.search.graph import Graph
+from autopar.search.network import IntArray
 
 RADIUS = 4
 
@@ -25,46 +30,63 @@ def classes(graph: Graph, signatures: Sequence[Hashable], radius: int = RADIUS) 
     Args:
       signatures: per node, whatever must agree for two nodes to share a choice.
     """
-    count = len(graph.nodes)
-    roles = _number(
-        [(e.port, e.slot, e.shape, e.src_shift, e.dst_shift, e.coalesced) for e in graph.edges]
+    uses = number([edge.use for edge in graph.edges])
+    ends = np.array([(edge.src, edge.dst) for edge in graph.edges], np.int64).reshape(-1, 2)
+    roles = np.array(uses, np.int64)
+    # Every edge is seen from both its ends, in a role of its own from each.
+    sight = _Sight(
+        node=np.concatenate((ends[:, 0], ends[:, 1])),
+        role=np.concatenate((2 * roles, 2 * roles + 1)),
+        other=np.concatenate((ends[:, 1], ends[:, 0])),
     )
-    # One number for a role and a colour together: role * count + colour, reading ends apart.
-    neighbours: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-    for edge, role in zip(graph.edges, roles, strict=True):
-        neighbours[edge.src].append((2 * role * count, edge.dst))
-        neighbours[edge.dst].append(((2 * role + 1) * count, edge.src))
-    everywhere = [True] * count
     chains = [
         tail or node.kind == "input" for node, tail in zip(graph.nodes, graph.tails, strict=True)
     ]
-    colours = _number(list(signatures))
+    colours = number(signatures)
     for _ in range(radius):
-        colours = _refine(colours, neighbours, everywhere)
+        colours = _refined(colours, sight)
+    sight = sight.of(np.array(chains, np.bool_))
     before = 0
     while len(set(colours)) > before:
         before = len(set(colours))
-        colours = _refine(colours, neighbours, chains)
+        colours = _refined(colours, sight)
     return tuple(colours)
 
 
-def _refine(
-    colours: Sequence[int],
-    neighbours: Sequence[Sequence[tuple[int, int]]],
-    chosen: Sequence[bool],
-) -> list[int]:
-    """One round: tells apart those of the ``chosen`` nodes that have unlike neighbours."""
-    return _number(
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """``node`` sees ``other`` in some ``role``: three arrays, an entry for each end of an edge."""
+
+    node: IntArray
+    role: IntArray
+    other: IntArray
+
+    def of(self, chosen: NDArray[np.bool_]) -> _Sight:
+        """What the ``chosen`` nodes see."""
+        mask = chosen[self.node]
+        return _Sight(self.node[mask], self.role[mask], self.other[mask])
+
+
+def _refined(colours: Sequence[int], sight: _Sight) -> list[int]:
+    """One round: tells apart nodes that see unlike sets of (role, colour)."""
+    count = len(colours)
+    seen = sight.role * count + np.array(colours, np.int64)[sight.other]
+    order = np.lexsort((seen, sight.node))
+    nodes, seen = sight.node[order], seen[order]
+    again = np.zeros(len(nodes), np.bool_)
+    again[1:] = (nodes[1:] == nodes[:-1]) & (seen[1:] == seen[:-1])
+    nodes, seen = nodes[~again], seen[~again]
+    borders = np.searchsorted(nodes, np.arange(count + 1)).tolist()
+    raw, size = seen.tobytes(), seen.itemsize
+    return number(
         [
-            (
-                colour,
-                frozenset([role + colours[j] for role, j in neighbours[i]]) if here else None,
-            )
-            for i, (colour, here) in enumerate(zip(colours, chosen, strict=True))
+            (colour, raw[size * start : size * end])
+            for colour, start, end in zip(colours, borders[:-1], borders[1:], strict=True)
         ]
     )
 
 
-def _number(keys: Sequence[Hashable]) -> list[int]:
+def number(keys: Sequence[Hashable]) -> list[int]:
+    """Equal keys get equal numbers, in the order of first appearance."""
     numbers: dict[Hashable, int] = {}
     return [numbers.setdefault(key, len(numbers)) for key in keys]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network
 
-MAX_TABLE = 4_000_000
+MAX_TABLE = 1_000_000
 """Entries above which a reduction's scratch table is not worth building."""
 
 

@@ -1,10 +1,12 @@
 """Solvers of cost function networks: toulbar2 (default), HiGHS (oracle, fallback), brute force.
 
-All take a ``Network`` and give a ``Solution`` with an honest bound and status.
+All take a ``Network`` and give a ``Solution`` with an honest bound and status. ``solve.py`` is what
+the search calls.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import math
@@ -19,7 +21,6 @@ from scipy.sparse import coo_array
 
 from autopar.core.errors import OptionError
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network, Solution
-from autopar.search.shrink import shrink
 
 Solver = Callable[[Network, float], Solution]
 """``solver(network, seconds)``: the best it finds in that time, with its bound."""
@@ -27,24 +28,6 @@ Solver = Callable[[Network, float], Solution]
 WEIGHT_RESOLUTION = 20_000
 """A limit's weights are rounded up to its bound divided by this (0.005 %): exact enough, and the
 solvers' arithmetic stays small."""
-
-
-def solve(network: Network, seconds: float, solver: Solver | None = None) -> Solution:
-    """Shrinks, solves what is left, and undoes the shrinking.
-
-    Args:
-      seconds: limit of the solver's own time; the best found so far is returned with its bound.
-      solver: ``toulbar2`` where it is installed, else ``highs``.
-    """
-    smaller, undo = shrink(network)
-    found = (solver or default_solver())(smaller, seconds)
-    if found.choice is None:
-        return found
-    choice = undo(found.choice)
-    cost = network.cost(choice)
-    if cost >= FORBIDDEN // 2:
-        return Solution(None, FORBIDDEN, found.bound, "infeasible")
-    return Solution(choice, cost, found.bound, found.status)
 
 
 def default_solver() -> Solver:
@@ -75,8 +58,10 @@ def toulbar2(network: Network, seconds: float) -> Solution:
     close = RESOLUTION // 1000 if network.limits and unit > 1 else 0
     limit_s = max(1, math.ceil(seconds))
     began = time.process_time()
+    # Options outlive a network; one that toulbar2 had set by itself made the next solve wrong.
+    importlib.import_module("pytoulbar2.pytb2").init()
     cfn = pytoulbar2.CFN(vac=1, seed=1)
-    cfn.Option.absgap = close  # its options outlive the network they were set for
+    cfn.Option.absgap = close
     try:
         _post(cfn, network, unit)
         found = cfn.Solve(timeLimit=limit_s)
@@ -281,25 +266,3 @@ def exhaustive(network: Network, seconds: float = 0.0) -> Solution:
             best, least = choice, cost
     status = "infeasible" if best is None else "optimal"
     return Solution(best, least, least, status)
-
-
-def random_choice(network: Network, seed: int) -> Solution:
-    """Any allowed assignment, drawn from ``seed``: random costs, same impossibilities."""
-    rng = np.random.default_rng(seed)
-
-    def scramble(costs: IntArray) -> IntArray:
-        noise = rng.integers(0, 10**6, costs.shape)
-        return np.where(costs >= FORBIDDEN // 2, FORBIDDEN, noise)
-
-    noisy = Network(
-        tuple(scramble(costs) for costs in network.unary),
-        {
-            pair: np.where(table >= FORBIDDEN // 2, FORBIDDEN, 0)
-            for pair, table in network.pairs.items()
-        },
-        network.limits,
-    )
-    found = solve(noisy, 60.0)
-    if found.choice is None:
-        return found
-    return Solution(found.choice, network.cost(found.choice), 0, "feasible")

@@ -20,17 +20,22 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding
 
+from autopar.core.compat import manual_axes
 from autopar.core.layout import Layout, Split, is_partial, to_spec
-from autopar.core.plan import Plan, Strategy
+from autopar.core.plan import Plan
+from autopar.passes.lowering.context import context_of, unplaced
+from autopar.passes.lowering.fences import fenced, guarded
 from autopar.passes.rules import Region, rebuild, regions
 from autopar.passes.trace import Step
 
 ANCHORS = frozenset(("dot_general", "ragged_dot", "conv_general_dilated", "gather", "scatter-add"))
 """Primitives whose results are constrained: where work is divided."""
+
+USERS_OWN = frozenset(("sharding_constraint", "reshard"))
+"""Constraints that the user wrote, perhaps on other devices; the plan says the same on its own."""
 
 
 def lower(step: Step, plan: Plan, mesh: Mesh) -> Callable[..., list[Any]]:
@@ -57,9 +62,7 @@ class _Interpreter:
         for position, eqn in enumerate(jaxpr.eqns):
             name = f"{prefix}{position}"
             operands = [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars]
-            stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
-            context = source_info_util.user_context(eqn.source_info.traceback, name_stack=stack)
-            with context, eqn.ctx.manager:
+            with context_of(eqn):
                 nested = regions(eqn)
                 if nested is None:
                     results = self._equation(name, eqn, operands)
@@ -74,13 +77,17 @@ class _Interpreter:
             self._operand(atom, value, layout)
             for atom, value, layout in zip(eqn.invars, operands, strategy.operands, strict=True)
         ]
-        fenced = _fenced(eqn, strategy)
-        if fenced:
+        ready = guarded(eqn, strategy, ready)
+        fixed = fenced(eqn, strategy)
+        if fixed:
             ready = list(map(self._fix, ready, strategy.operands))
-        # A constraint of the user's own speaks of another mesh; the plan has the last word.
-        own = eqn.primitive.name == "sharding_constraint"
-        results = ready if own else _bind(eqn, ready, eqn.params)
-        if fenced:
+        if eqn.primitive.name in USERS_OWN:
+            results = list(map(self._constrain, operands, strategy.results))
+        elif eqn.primitive.name == "shard_map":
+            results = self._shard_map(eqn, ready)
+        else:
+            results = _bind(eqn, ready, unplaced(eqn.params))
+        if fixed:
             results = list(map(self._fix, results, strategy.results))
         anchor = eqn.primitive.name in ANCHORS
         for port, (var, layout) in enumerate(zip(eqn.outvars, strategy.results, strict=True)):
@@ -89,6 +96,19 @@ class _Interpreter:
             if hub is not None or anchor:
                 results[port] = self._constrain(results[port], self.layouts[var])
         return results
+
+    def _shard_map(self, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        """The user's own, on this mesh, which has the axes of theirs."""
+        body = jaxpr_as_fun(ClosedJaxpr(eqn.params["jaxpr"], ()))
+        mapped = jax.shard_map(
+            body,
+            mesh=self.mesh,
+            in_specs=tuple(eqn.params["in_specs"]),
+            out_specs=list(eqn.params["out_specs"]),
+            axis_names=manual_axes(eqn),
+            check_vma=eqn.params["check_vma"],
+        )
+        return mapped(*operands)
 
     def _operand(self, atom: Any, value: Any, wanted: Layout) -> Any:
         if isinstance(atom, Literal) or self.layouts.get(atom, wanted) == wanted:
@@ -150,22 +170,6 @@ class _Interpreter:
                 by = int(link.stacked)
                 return tuple(Split(p.dim + by) if isinstance(p, Split) else p for p in hub)
         return None
-
-
-def _fenced(eqn: JaxprEqn, strategy: Strategy) -> bool:
-    """Whether the partitioner must be given no choice, as it makes wrong ones (as of JAX 0.10).
-
-    It pads wrongly, or dies, where it cuts a dimension with negative or inner padding; and it may
-    slice a gather's operand for good that is cut along one axis while another leaves it open. On
-    windows that select, cut where the rule keeps them whole, it dies.
-    """
-    if eqn.primitive.name in ("select_and_gather_add", "select_and_scatter_add"):
-        return True
-    if eqn.primitive.name == "gather":
-        return is_partial(strategy.operands[0])
-    return eqn.primitive.name == "pad" and any(
-        min(low, high) < 0 or inside for low, high, inside in eqn.params["padding_config"]
-    )
 
 
 def _bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:

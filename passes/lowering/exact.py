@@ -15,25 +15,21 @@ one ``jax.shard_map`` over the whole mesh. Its body interprets the jaxpr on loca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.sharding import Mesh
 
 from autopar.core.layout import Layout, Split, local_shape, replicated
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, Resharder
+from autopar.passes.lowering.context import context_of
 from autopar.passes.lowering.local import Site, bind, localise
 from autopar.passes.lowering.redistribute import Redistributor
 from autopar.passes.rules import Region, rebuild, regions
 from autopar.passes.trace import Step
-
-INLINE = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"))
-"""Regions that mean just their body. A ``jit`` with shardings is overruled by the plan."""
 
 
 def lower_exact(step: Step, plan: Plan, mesh: Mesh) -> Callable[..., list[Any]]:
@@ -84,7 +80,7 @@ class _Interpreter:
         for position, eqn in enumerate(jaxpr.eqns):
             name = f"{prefix}{position}"
             operands = [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars]
-            with _context_of(eqn):
+            with context_of(eqn):
                 nested = regions(eqn)
                 if nested is None:
                     results = self._equation(name, eqn, operands)
@@ -122,9 +118,6 @@ class _Interpreter:
         border = _Border(self.plan, name)
         for port, var in enumerate(eqn.outvars):
             self.layouts[var] = border.result(nested, port, var)
-        if eqn.primitive.name in INLINE:
-            consts = getattr(eqn.params.get("jaxpr"), "consts", ())
-            return self._inlined(name, nested[0], consts, operands)
         if eqn.primitive.name == "while":
             return self._while(name, eqn, nested, operands)
         first = 1 if eqn.primitive.name == "cond" else 0
@@ -139,18 +132,6 @@ class _Interpreter:
         ready += self._all(eqn.invars[first:], operands[first:], outer)
         bodies = [self._body(name, region, entry) for region in nested]
         return bind(eqn, ready, rebuild(eqn, bodies))
-
-    def _inlined(
-        self, name: str, region: Region, consts: Sequence[Any], operands: list[Any]
-    ) -> list[Any]:
-        border = _Border(self.plan, name)
-        whole = replicated(self.plan.mesh)
-        self.layouts.update((var, whole) for var in region.body.constvars)
-        entry = [border.entry(region, slot) for slot in range(len(region.inputs))]
-        ready = self._all([link.outer for link in region.inputs], operands, entry)
-        self.layouts.update(zip(region.body.invars, entry, strict=True))
-        wanted = border.exits(region)
-        return self.run(region.body, [*consts, *ready], f"{name}/{region.name}/", wanted)
 
     def _while(
         self, name: str, eqn: JaxprEqn, nested: Sequence[Region], operands: list[Any]
@@ -218,19 +199,6 @@ class _Border:
         region = next(r for r in nested if r.outputs)
         assert region.outputs[port].outer is var
         return _shift(self.exits(region)[port], int(region.outputs[port].stacked))
-
-
-@contextmanager
-def _context_of(eqn: JaxprEqn) -> Any:
-    """The name, place and options under which ``eqn`` was traced, but in this mesh."""
-    stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
-    mesh = jax.sharding.get_abstract_mesh()
-    with (
-        source_info_util.user_context(eqn.source_info.traceback, name_stack=stack),
-        eqn.ctx.manager,
-        jax.sharding.use_abstract_mesh(mesh),
-    ):
-        yield
 
 
 def _shift(layout: Layout, by: int) -> Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from jax.extend.core import JaxprEqn
@@ -22,10 +23,16 @@ def rule(*primitives: str) -> Callable[[RuleFn], RuleFn]:
         for name in primitives:
             if name in RULES:
                 raise RuleError(
-                    f"primitive {name!r} already has a rule ({RULES[name].__name__}); "
-                    "a primitive has exactly one"
+                    f"{_place(function)}: primitive {name!r} already has a rule, at "
+                    f"{_place(RULES[name])}; a primitive has exactly one: remove one of them"
                 )
             RULES[name] = function
         return function
 
     return register
+
+
+def _place(function: RuleFn) -> str:
+    """The file and line in which a rule is written, and its name."""
+    code = function.__code__
+    return f"{os.path.basename(code.co_filename)}:{code.co_firstlineno} ({function.__name__})"

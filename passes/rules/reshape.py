@@ -20,15 +20,18 @@ def _reshape(eqn: JaxprEqn) -> FactorRule:
 
     The shapes fall into least groups of equal extent, ``[6, 4] -> [24]``. Elements are in row-major
     order, so that an equal part of the group is an equal part of its first dimension on both sides
-    whenever the number of parts divides both: their common divisor is the factor.
+    whenever the number of parts divides both: their common divisor is the factor. Where the
+    equation has ``dimensions``, it transposes the operand by them first.
     """
-    source, target = in_shapes(eqn)[0], out_shapes(eqn)[0]
+    shape, target = in_shapes(eqn)[0], out_shapes(eqn)[0]
+    order = eqn.params["dimensions"] or range(len(shape))
+    source = tuple(shape[d] for d in order)
     factors = Factors()
     ins: list[str | None] = [None] * len(source)
     outs: list[str | None] = [None] * len(target)
     if 0 not in source:
         for left, right in _groups(source, target):
-            ins[left] = outs[right] = factors.new(math.gcd(source[left], target[right]))
+            ins[order[left]] = outs[right] = factors.new(math.gcd(source[left], target[right]))
     extra = [whole(shape) for shape in in_shapes(eqn)[1:]]
     return factors.rule([tuple(ins), *extra], [tuple(outs)], linear=linear(eqn, (0,), ops=_ALL))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -56,40 +55,6 @@ def adam_step(state: Params, batch: Params) -> tuple[Params, jax.Array]:
     value, grads = jax.value_and_grad(loss)(state["params"])
     updates, opt = TX.update(grads, state["opt"], state["params"])
     return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, value
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Linear:
-    """A module that is its own pytree, as Equinox's are: arrays are leaves, the rest is static."""
-
-    kernel: jax.Array
-    bias: jax.Array
-    squash: str = dataclasses.field(metadata={"static": True}, default="tanh")
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel + self.bias
-        return jnp.tanh(y) if self.squash == "tanh" else y
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Net:
-    first: Linear
-    second: Linear
-
-
-def net_init(key: jax.Array, width: int = 32) -> Net:
-    a, b = mlp_init(key, width).values()
-    return Net(Linear(**a), Linear(**b, squash="none"))
-
-
-def net_step(net: Net, batch: Params) -> tuple[Net, jax.Array]:
-    def loss(net: Net) -> jax.Array:
-        return jnp.mean((net.second(net.first(batch["x"])) - batch["y"]) ** 2)
-
-    value, grads = jax.value_and_grad(loss)(net)
-    return jax.tree.map(lambda p, g: p - 0.1 * g, net, grads), value
 
 
 def batch_of(size: int = 16, width: int = 32, seed: int = 1) -> Params:

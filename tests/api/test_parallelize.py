@@ -1,13 +1,12 @@
-"""The public surface, on eight devices: what a user does with a planned step."""
+"""What a user does with a decorated step: calls, arguments, devices, searches, plans from files."""
 
 from __future__ import annotations
 
 import functools
-import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +14,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import NamedSharding
-from steps import adam_init, adam_step, batch_of, mlp_init, net_init, net_step, sgd_step, shapes
+from steps import adam_init, adam_step, batch_of, mlp_init, sgd_step, shapes
 
 import autopar
+from autopar import Cluster, Plan
+from autopar.core.errors import TraceError
 
 KEY = jax.random.key(0)
-CPU8 = autopar.Cluster.preset("cpu", 8)
+CPU8 = Cluster.preset("cpu", 8)
+PARAMS = jax.eval_shape(mlp_init, KEY)
+BATCH = shapes(batch_of())
 # Emulated devices are slow to talk, so that by itself the search would replicate everything: these
 # make it split.
 SPLIT = {"mesh": 8, "pins": {"batch/.": jax.P("data"), ".*kernel": jax.P(None, "data")}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def split(step: Callable[..., Any], **options: Any) -> Any:
     return autopar.parallelize(cluster=CPU8, **{**SPLIT, **options})(step)
 
 
-def by_one_device(step: Callable[..., Any], state: Any, steps: int, **batch: int) -> Any:
-    """What ``steps`` steps give without autopar."""
-    losses = []
-    for seed in range(steps):
-        state, loss = jax.jit(step)(state, batch_of(seed=seed, **batch))
-        losses.append(loss)
-    return state, losses
+@pytest.fixture(scope="module")
+def ours() -> Any:
+    """Planned, compiled once, and taking nothing from its caller."""
+    return split(sgd_step, donate=())
+
+
+@functools.cache
+def by_one_device(size: int = 16) -> Any:
+    """Parameters and loss after one step, without autopar."""
+    return jax.jit(sgd_step)(mlp_init(KEY), batch_of(size))
 
 
 def assert_close(found: Any, expected: Any) -> None:
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
-
-
-def largest_shard(state: Any) -> float:
-    """The largest share of any matrix of ``state`` that one device holds."""
-    return max(
-        math.prod(shard.data.shape) / leaf.size
-        for leaf in jax.tree.leaves(state)
-        if leaf.ndim > 1
-        for shard in leaf.addressable_shards
-    )
 
 
 def test_bare_decorator() -> None:
@@ -64,9 +66,8 @@ def test_bare_decorator() -> None:
         return sgd_step(params, batch)
 
     assert (step.__name__, step.__doc__) == ("step", "Trains.")
-    expected = jax.jit(sgd_step)(mlp_init(KEY), batch_of())
-    assert_close(step(mlp_init(KEY), batch_of()), expected)
-    assert step.plan(mlp_init(KEY), batch_of()).mesh.device_count == 8
+    assert_close(step(mlp_init(KEY), batch_of()), by_one_device())
+    assert step.plan(PARAMS, BATCH).mesh.device_count == 8
 
 
 def test_decorator_with_options() -> None:
@@ -74,200 +75,200 @@ def test_decorator_with_options() -> None:
     def step(params: Any, batch: Any) -> Any:
         return sgd_step(params, batch)
 
-    plan = step.plan(shapes(mlp_init(KEY)), shapes(batch_of()))
+    plan = step.plan(PARAMS, BATCH)
     assert plan.spec_of("batch/x") == jax.P("rows")
     assert plan.mesh.names == ("rows",)
 
 
-STEPS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "plain pytrees": (mlp_init, sgd_step),
-    "dataclasses that are pytrees": (net_init, net_step),
-    "optax, clipped by the global norm": (adam_init, adam_step),
-}
+# Arguments
 
 
-@pytest.mark.parametrize("style", STEPS)
-@pytest.mark.parametrize("backend", ["jit", "shard_map"])
-def test_three_steps_equal_one_device(style: str, backend: str) -> None:
-    init, step = STEPS[style]
-    ours = split(step, backend=backend)
-    state = ours.init(init, KEY, batch=batch_of())
-    losses = []
-    for seed in range(3):
-        state, loss = ours(state, batch_of(seed=seed))
-        losses.append(loss)
-    expected, expected_losses = by_one_device(step, init(KEY), 3)
-    assert_close(state, expected)
-    assert_close(losses, expected_losses)
-    assert largest_shard(state) == 1 / 8
+def test_keyword_arguments(ours: Any) -> None:
+    assert_close(ours(mlp_init(KEY), batch_of()), by_one_device())
+    assert_close(ours(batch=batch_of(), params=mlp_init(KEY)), by_one_device())
+    assert_close(ours(mlp_init(KEY), batch=batch_of()), by_one_device())
 
 
-def test_flax_nnx() -> None:
-    """A module split into its graph, which is static, and its state."""
-
-    class Model(nnx.Module):
-        def __init__(self, rngs: nnx.Rngs) -> None:
-            self.up = nnx.Linear(32, 64, rngs=rngs)
-            self.down = nnx.Linear(64, 32, rngs=rngs)
-
-        def __call__(self, x: jax.Array) -> jax.Array:
-            return self.down(nnx.relu(self.up(x)))
-
-    graph, state = nnx.split(Model(nnx.Rngs(0)))
-
-    def step(state: Any, batch: Any) -> Any:
-        def loss(state: Any) -> jax.Array:
-            return jnp.mean((nnx.merge(graph, state)(batch["x"]) - batch["y"]) ** 2)
-
-        value, grads = jax.value_and_grad(loss)(state)
-        return jax.tree.map(lambda p, g: p - 0.1 * g, state, grads), value
-
-    expected, losses = by_one_device(step, state, 3)
-    ours = split(step, pins={"batch/.": jax.P("data"), ".*kernel.*": jax.P(None, "data")})
-    for seed in range(3):
-        state, loss = ours(state, batch_of(seed=seed))
-    assert_close(state, expected)
-    assert_close(loss, losses[-1])
-    assert largest_shard(state) == 1 / 8
-    nnx.merge(graph, state)  # it is still a module
-
-
-def test_state_is_born_sharded() -> None:
-    ours = split(adam_step)
-    whole: list[str] = []
-
-    def init(key: jax.Array) -> Any:
-        state = adam_init(key)
-        jax.tree.map(lambda a: whole.append(type(a).__name__), state)
-        return state
-
-    state = ours.init(init, KEY, batch=shapes(batch_of()))
-    assert set(whole) <= {"DynamicJaxprTracer"}  # never run eagerly
-    assert largest_shard(state) == 1 / 8
-    (shardings, _), _ = ours.shardings(shapes(state), shapes(batch_of()))
-    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
-        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-    assert_close(state, adam_init(KEY))
-
-
-def test_layouts_are_stable_across_steps() -> None:
-    ours = split(adam_step)
-    state = ours.init(adam_init, KEY, batch=batch_of())
-    born = jax.tree.map(lambda a: a.sharding, state)
-    after, _ = ours(state, batch_of())
-    for old, leaf in zip(jax.tree.leaves(born), jax.tree.leaves(after), strict=True):
-        assert old.is_equivalent_to(leaf.sharding, leaf.ndim)
-
-
-def test_compiled_once() -> None:
-    ours = split(adam_step)
-    state = ours.init(adam_init, KEY, batch=batch_of())
-    for seed in range(3):
-        state, _ = ours(state, batch_of(seed=seed))
-    assert ours._bound is not None
-    assert ours._bound.call._cache_size() == 1
-
-
-def test_donated_input_is_deleted() -> None:
-    ours = split(sgd_step)
-    state = ours.init(mlp_init, KEY, batch=batch_of())
-    ours(state, batch_of())
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-
-
-def test_nothing_is_donated_unasked() -> None:
-    ours = split(sgd_step, donate=())
+def test_nothing_is_donated_unasked(ours: Any) -> None:
+    """What is donated is deleted: see ``test_frameworks``."""
     state, batch = ours.init(mlp_init, KEY, batch=batch_of()), batch_of()
     ours(state, batch)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((state, batch)))
-
-
-def test_keyword_arguments() -> None:
-    ours = split(sgd_step, donate=())
-    by_position = ours(mlp_init(KEY), batch_of())
-    assert_close(ours(batch=batch_of(), params=mlp_init(KEY)), by_position)
-    assert_close(ours(mlp_init(KEY), batch=batch_of()), by_position)
-
-
-def test_another_shape_is_planned_anew() -> None:
-    ours = split(sgd_step, donate=())
-    small, large = batch_of(16), batch_of(32)
-    for batch in (small, large, small):
-        assert_close(ours(mlp_init(KEY), batch), jax.jit(sgd_step)(mlp_init(KEY), batch))
-        assert ours.plan(mlp_init(KEY), batch).inputs[-1].shape == batch["y"].shape
-    assert ours.plan(mlp_init(KEY), small) is ours.plan(mlp_init(KEY), small)  # remembered
-
-
-def test_user_errors_are_not_swallowed() -> None:
-    ours = split(sgd_step)
-    with pytest.raises(autopar.AutoparError, match="missing 1 required positional"):
-        ours(mlp_init(KEY))
-
-
-def test_plan_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    args = (shapes(mlp_init(KEY)), shapes(batch_of()))
-    plan = autopar.plan(sgd_step, *args, cluster=CPU8, **SPLIT)
-    plan.save(path)
-    ours = autopar.parallelize(plan=str(path))(sgd_step)
-    assert ours.plan(*args) == plan
-    assert ours.plan(*args).solver == autopar.Plan.load(path).solver
-    assert_close(ours(mlp_init(KEY), batch_of()), jax.jit(sgd_step)(mlp_init(KEY), batch_of()))
-
-
-def test_ahead_of_time() -> None:
-    ours = split(sgd_step)
-    args = (shapes(mlp_init(KEY)), shapes(batch_of()))
-    assert ours.trace(*args).jaxpr.eqns
-    assert "stablehlo" in ours.lower(*args).as_text()
-    compiled = ours.compile(*args)
-    assert "planned_step" in compiled.as_text()
-    state = ours.init(mlp_init, KEY, batch=args[1])
-    (_, batch_sharding), _ = ours.shardings(*args)
-    found = compiled(state, jax.device_put(batch_of(), batch_sharding))
-    assert_close(found, jax.jit(sgd_step)(mlp_init(KEY), batch_of()))
-
-
-def test_shardings_are_those_of_the_plan() -> None:
-    ours = split(sgd_step)
-    args = (shapes(mlp_init(KEY)), shapes(batch_of()))
-    ins, outs = ours.shardings(*args)
-    plan = ours.plan(*args)
-    assert jax.tree.map(lambda s: s.spec, ins) == plan.in_specs
-    assert jax.tree.map(lambda s: s.spec, outs) == plan.out_specs
-    assert jax.tree.structure(ins) == jax.tree.structure(args)
-    assert plan.in_specs[0]["layer_0"]["kernel"] == jax.P(None, "data")
-    assert isinstance(ins[1]["x"], NamedSharding)
-    assert ins[1]["x"].mesh.axis_names == ("data",)
-
-
-def test_some_of_the_devices() -> None:
-    plan = autopar.plan(
-        sgd_step,
-        shapes(mlp_init(KEY)),
-        shapes(batch_of()),
-        cluster=autopar.Cluster.preset("cpu", 2),
-        **{**SPLIT, "mesh": 2},
-    )
-    last = jax.devices()[-2:]
-    state, _ = autopar.apply(sgd_step, plan, devices=last)(mlp_init(KEY), batch_of())
-    assert {d for leaf in jax.tree.leaves(state) for d in leaf.devices()} == set(last)
 
 
 def test_bound_arguments() -> None:
     def step(params: Any, batch: Any, *, scale: float) -> Any:
         return sgd_step(params, jax.tree.map(lambda x: scale * x, batch))
 
-    bound = functools.partial(step, scale=2.0)
-    assert_close(split(bound)(mlp_init(KEY), batch_of()), jax.jit(bound)(mlp_init(KEY), batch_of()))
+    bound = functools.partial(step, scale=1.0)
+    assert_close(split(bound)(mlp_init(KEY), batch_of()), by_one_device())
 
 
-@pytest.mark.parametrize("search", ["data", "fsdp", "random", "optimal"])
+def test_defaults_stay_the_functions_own() -> None:
+    @autopar.parallelize
+    def step(x: Any, scale: Any = 3.0, name: str = "static") -> Any:
+        assert name == "static"
+        return x * scale
+
+    x = np.ones((8,), np.float32)
+    assert float(step(x)[0]) == 3.0
+    assert float(step(x, scale=2.0)[0]) == 2.0
+    with pytest.raises(TraceError, match="argument name is a str"):
+        step(x, 2.0, "given")
+
+
+def test_numbers_as_arguments() -> None:
+    @autopar.parallelize(mesh=8, donate=())
+    def scaled(x: Any, rate: float) -> Any:
+        return x * rate
+
+    x = np.arange(16, dtype=np.float32)
+    for rate in (2.0, 3.0):
+        np.testing.assert_array_equal(scaled(x, rate), x * np.float32(rate))
+
+
+def test_arguments_without_arrays() -> None:
+    @autopar.parallelize(mesh=8)
+    def step(state: Any, nothing: Any, batch: Any) -> Any:
+        assert nothing is None
+        return {"w": state["w"] + batch.sum(), "empty": state["empty"]}
+
+    state = {"w": jnp.zeros((16,)), "empty": ()}
+    assert float(step(state, None, jnp.ones((8,)))["w"][0]) == 8.0
+
+
+def test_a_function_that_returns_nothing_of_its_arguments() -> None:
+    """No state, nothing tied: nothing is given up either, and nobody warns of that."""
+
+    @autopar.parallelize(mesh=8)
+    def evaluate(params: Any, batch: Any) -> Any:
+        return {"error": jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)}
+
+    params, batch = {"w": jnp.ones((32, 32))}, batch_of()
+    placed = jax.device_put(params, evaluate.shardings(params, batch)[0][0])
+    want = jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+    for _ in range(2):
+        np.testing.assert_allclose(evaluate(placed, batch)["error"], want, rtol=1e-6)
+    assert not placed["w"].is_deleted()
+
+
+def test_another_batch_size_is_planned_anew_once() -> None:
+    told: list[str] = []
+    step = autopar.parallelize(mesh=8, progress=told.append, donate=())(sgd_step)
+    sizes = (16, 32, 16, 32, 6)
+    for size in sizes:
+        assert_close(step(mlp_init(KEY), batch_of(size)), by_one_device(size))
+    assert told.count("searching data=8") == 3
+    plans = [step.plan(PARAMS, batch_of(size)) for size in sizes]
+    assert [plan.inputs[-1].shape[0] for plan in plans] == list(sizes)
+    assert plans[0] is plans[2]
+    assert plans[1] is plans[3]
+    assert len({plan.step for plan in plans}) == 3
+    assert told.count("searching data=8") == 3
+
+
+def test_other_arguments_are_planned_anew() -> None:
+    """More of them, another structure: whatever JAX would say of these, they are new to us."""
+
+    @autopar.parallelize(mesh=8, donate=())
+    def total(x: Any, *more: Any) -> Any:
+        return jax.tree.reduce(jnp.add, (x, more))
+
+    ones = jnp.ones((16,))
+    calls = ((ones,), (ones, ones), (ones, {"a": ones, "b": ones}), (ones, {"c": ones}), (ones,))
+    assert [float(total(*call)[0]) for call in calls] == [1.0, 2.0, 3.0, 2.0, 1.0]
+
+
+def test_arrays_that_were_put_elsewhere() -> None:
+    """The advice is JAX's own; nothing is planned anew for it."""
+    told: list[str] = []
+    double = autopar.parallelize(mesh=8, progress=told.append)(lambda x: 2 * x)
+    x = np.ones((16,), np.float32)
+    double(x)
+    planned_once = len(told)
+    with pytest.raises(ValueError, match="does not match the sharding on the respective arg"):
+        double(jax.device_put(x, jax.devices()[3]))
+    assert len(told) == planned_once
+    placed = jax.device_put(x, double.shardings(x)[0][0])
+    assert double(placed).sharding.is_equivalent_to(double.shardings(x)[1], 1)
+
+
+# Plans, and what is made of them
+
+
+def test_plan_from_a_file(tmp_path: Path) -> None:
+    """Its specs are nested by path, until it meets its step."""
+    path = tmp_path / "plan.json"
+    plan = autopar.plan(sgd_step, PARAMS, BATCH, cluster=CPU8, **SPLIT)
+    plan.save(path)
+    loaded = Plan.load(path)
+    assert loaded.in_specs["params"]["layer_0"]["kernel"] == plan.spec_of("layer_0/kernel")
+    again = autopar.parallelize(plan=str(path))(sgd_step)
+    found = again.plan(PARAMS, BATCH)
+    assert found == plan
+    assert found.solver == loaded.solver
+    assert found.in_specs == plan.in_specs
+    assert_close(again(mlp_init(KEY), batch_of()), by_one_device())
+
+
+def test_ahead_of_time(ours: Any) -> None:
+    assert ours.trace(PARAMS, BATCH).jaxpr.eqns
+    assert "stablehlo" in ours.lower(PARAMS, BATCH).as_text()
+    compiled = ours.compile(PARAMS, BATCH)
+    assert "planned_step" in compiled.as_text()
+    state = ours.init(mlp_init, KEY, batch=BATCH)
+    (_, batch_sharding), _ = ours.shardings(PARAMS, BATCH)
+    assert_close(compiled(state, jax.device_put(batch_of(), batch_sharding)), by_one_device())
+
+
+def test_shardings_are_those_of_the_plan(ours: Any) -> None:
+    ins, outs = ours.shardings(PARAMS, BATCH)
+    plan = ours.plan(PARAMS, BATCH)
+    assert jax.tree.map(lambda s: s.spec, ins) == plan.in_specs
+    assert jax.tree.map(lambda s: s.spec, outs) == plan.out_specs
+    assert jax.tree.structure(ins) == jax.tree.structure((PARAMS, BATCH))
+    assert plan.in_specs[0]["layer_0"]["kernel"] == jax.P(None, "data")
+    assert isinstance(ins[1]["x"], NamedSharding)
+    assert ins[1]["x"].mesh.axis_names == ("data",)
+
+
+@pytest.mark.parametrize("search", ["optimal", "data"])
+@pytest.mark.parametrize(("count", "size"), [(1, 6), (3, 6), (5, 6), (7, 14)])
+def test_any_number_of_devices(count: int, size: int, search: str) -> None:
+    """Those that are given; a batch that they do not divide is no obstacle to the search."""
+    if search == "data" and size % count:
+        return
+    devices, cluster = jax.devices()[-count:], Cluster.preset("cpu", count)
+    step = autopar.parallelize(cluster=cluster, devices=devices, search=search)(sgd_step)
+    found = step(mlp_init(KEY), batch_of(size))
+    assert_close(found, by_one_device(size))
+    assert all(leaf.devices() == set(devices) for leaf in jax.tree.leaves(found))
+    plan = step.plan(PARAMS, batch_of(size))
+    assert plan.mesh.sizes == (count,)
+    if search == "data":
+        assert plan.spec_of("batch/x") == jax.P("data")
+
+
+def test_a_mesh_of_one() -> None:
+    one = Cluster.preset("cpu", 1)
+    plan = autopar.plan(sgd_step, PARAMS, BATCH, cluster=one, mesh=(1,))
+    assert plan.predicted.comm_s == 0
+    assert plan.predicted.collectives == ()
+    assert_close(autopar.apply(sgd_step, plan)(mlp_init(KEY), batch_of()), by_one_device())
+
+
+@pytest.mark.parametrize("search", ["data", "random", "optimal"])
 def test_every_search_gives_a_step_that_runs(search: str) -> None:
-    ours = autopar.parallelize(cluster=CPU8, mesh=8, search=search, seed=3)(adam_step)
-    state = ours.init(adam_init, KEY, batch=batch_of())
-    state, loss = ours(state, batch_of())
-    assert_close((state, loss), jax.jit(adam_step)(adam_init(KEY), batch_of()))
+    """And is compiled once. ``fsdp`` runs in ``test_frameworks``."""
+    step = autopar.parallelize(cluster=CPU8, mesh=8, search=search, seed=3)(adam_step)
+    state = step.init(adam_init, KEY, batch=batch_of())
+    expected, want = adam_init(KEY), jax.jit(adam_step)
+    for seed in range(3):
+        state, loss = step(state, batch_of(seed=seed))
+        expected, wanted = want(expected, batch_of(seed=seed))
+        np.testing.assert_allclose(loss, wanted, rtol=2e-5)
+    assert_close(state, expected)
+    assert step._bound.call._cache_size() == 1
 
 
 PROGRAM = """
@@ -286,7 +287,7 @@ plan.save(sys.argv[1])
 
 def test_same_plan_byte_for_byte(tmp_path: Path) -> None:
     """In two processes whose sets and dicts of text are ordered differently."""
-    texts = []
+    texts: list[bytes] = []
     for seed in ("1", "2"):
         path = tmp_path / f"plan{seed}.json"
         folder = str(Path(__file__).parent)

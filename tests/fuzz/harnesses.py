@@ -7,7 +7,8 @@ apart, case by case.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +19,12 @@ from jax._src.internal_test_util import test_harnesses  # noqa: TID251
 import autopar
 
 MESHES = ((4,), (2, 2), (2, 2, 2))
-QUICK = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
+QUICK = {
+    "xla_backend_optimization_level": 1,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 """Compiler options under which small programs compile soonest. Level 0 miscompiles (NaN)."""
 
 
@@ -41,6 +47,11 @@ class Case:
         """A number that is the case's own in every process."""
         return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:4], "big")
 
+    @property
+    def jit_mesh(self) -> tuple[int, ...]:
+        """The mesh on which it goes through jit as well."""
+        return MESHES[self.number % len(MESHES)]
+
     def args(self) -> tuple[Any, ...]:
         rng = np.random.RandomState(self.number)
         return tuple(self.harness.dyn_args_maker(rng))
@@ -55,6 +66,17 @@ def cases() -> tuple[Case, ...]:
     return tuple(map(Case, test_harnesses.all_harnesses))
 
 
+@cache
+def _by_name() -> dict[str, Case]:
+    return {case.name: case for case in cases()}
+
+
+@cache
+def unrunnable() -> frozenset[str]:
+    """The names of the cases that JAX itself cannot run on a CPU."""
+    return frozenset((Path(__file__).parent / "unrunnable.txt").read_text().split())
+
+
 XLA_FAULTS = {
     "fft_thunk.cc": "XLA:CPU refuses inverse real FFTs of operands that are not in row-major order",
     "[hlo verifier]": "XLA's partitioner made a program that XLA then rejects (backend='jit')",
@@ -62,11 +84,15 @@ XLA_FAULTS = {
 """What XLA itself cannot do, by a piece of its message: loud, and never a wrong number."""
 
 
-def xla_fault(error: Exception) -> bool:
-    return any(text in str(error) for text in XLA_FAULTS)
+def status(failures: dict[str, str]) -> str:
+    """``passed``, ``failed``, or ``xla`` if all of these are XLA's faults."""
+    if not failures:
+        return "passed"
+    faults = all(any(text in why for text in XLA_FAULTS) for why in failures.values())
+    return "xla" if faults else "failed"
 
 
-PER_GROUP = 3
+PER_GROUP = 4
 """Cases of each group in the sample."""
 
 
@@ -108,25 +134,58 @@ def compiled(lowered: Any) -> Callable[..., Any]:
     return lowered.compile(compiler_options=QUICK)
 
 
-def expected(group: Sequence[Case]) -> Any:
+def on_one_device(step: Callable[..., Any], *args: Any) -> Any:
+    return jax.tree.map(plain, compiled(jax.jit(step).lower(*args))(*args))
+
+
+@lru_cache(maxsize=1)
+def expected(group: tuple[Case, ...]) -> Any:
     """What one device computes. Raises what JAX raises where it cannot run a case."""
+    return on_one_device(together(group), *(case.args() for case in group))
+
+
+def attempt(
+    names: tuple[str, ...], mesh: tuple[int, ...], seed: int, backends: Sequence[str]
+) -> dict[str, str]:
+    """``differences`` of these cases; under "jax", why one device cannot run them."""
+    group = tuple(_by_name()[name] for name in names)
+    try:
+        want = expected(group)
+    except Exception as error:
+        return {"jax": _short(error)}
     args = [case.args() for case in group]
-    return jax.tree.map(plain, compiled(jax.jit(together(group)).lower(*args))(*args))
+    return differences(together(group), args, want, mesh, seed, backends)
 
 
-def check(
-    group: Sequence[Case], want: Any, mesh: tuple[int, ...], seed: int, backend: str
-) -> autopar.Plan:
-    """A random plan of the program computes what one device does."""
-    step, args = together(group), [case.args() for case in group]
+def differences(
+    step: Callable[..., Any],
+    args: Sequence[Any],
+    want: Any,
+    mesh: tuple[int, ...],
+    seed: int,
+    backends: Sequence[str],
+) -> dict[str, str]:
+    """Why a random plan of ``step`` does not compute ``want``, by backend. Empty if it does."""
     cluster = autopar.Cluster.preset("cpu", shape=(int(np.prod(mesh)),))
-    plan = autopar.plan(
-        step, *args, cluster=cluster, mesh=mesh, search="random", seed=seed, donate=()
-    )
-    run = autopar.apply(step, plan, backend=backend, donate=())
-    got = jax.tree.map(plain, compiled(run.lower(*args))(*args))
-    compare(got, want)
-    return plan
+    try:
+        plan = autopar.plan(
+            step, *args, cluster=cluster, mesh=mesh, search="random", seed=seed, donate=()
+        )
+    except Exception as error:
+        return {"plan": _short(error)}
+    failures: dict[str, str] = {}
+    for backend in backends:
+        try:
+            run = autopar.apply(step, plan, backend=backend, donate=())
+            compare(jax.tree.map(plain, compiled(run.lower(*args))(*args)), want)
+        except Exception as error:
+            failures[backend] = _short(error)
+    return failures
+
+
+def _short(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: " + " | ".join(lines)[:600]
 
 
 def plain(x: Any) -> np.ndarray:
@@ -166,6 +225,7 @@ def _compare(got: np.ndarray, want: np.ndarray) -> None:
     assert not np.isfinite(got[~finite]).any(), "finite where one device has inf or nan"
 
 
-def reproducer(case: Case, seed: int) -> str:
-    """The command that runs a case again."""
-    return f"python tests/fuzz/sweep.py /tmp/again.jsonl --seed {seed} --cases {case.name}"
+def reproducer(group: Sequence[Case], seed: int) -> str:
+    """The command that runs these cases again."""
+    names = " ".join(case.name for case in group)
+    return f"python tests/fuzz/sweep.py /tmp/again.jsonl --seed {seed} --cases {names}"

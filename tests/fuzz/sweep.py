@@ -1,134 +1,107 @@
-"""Every case of the catalogue under random plans, with progress kept in a file.
+"""Every case of the catalogue under random plans on every mesh; ``make test-slow`` runs it.
 
     python tests/fuzz/sweep.py progress.jsonl [--only GROUP ...] [--cases NAME ...]
 
-Run again with the same file it goes on where it was. One line a case: what it ran as, and how it
-went: ``passed``, ``failed`` with the reason, ``unrunnable`` (JAX itself cannot run it), or ``xla``
-(XLA cannot run its parts).
+Through shard_map on all meshes, on one of them through jit as well. One record a case and mesh:
+``passed``, ``failed``, ``unrunnable`` (JAX itself cannot run it), or ``xla`` (XLA cannot run its
+parts, and says so).
 """
 
 import argparse
-import json
 import sys
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax
+sys.path.append(str(Path(__file__).parent))
 
-if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", 8)
-    sys.path.insert(0, str(Path(__file__).parent))
-
-from harnesses import MESHES, Case, cases, check, expected, reproducer, xla_fault
+from harnesses import MESHES, Case, attempt, cases, reproducer, status, unrunnable
+from running import Record, Run, Worker
 
 TOGETHER = 16
 """Cases that share a program."""
 
-
-def sweep(group: Sequence[Case], seed: int = 0) -> Iterator[dict[str, Any]]:
-    """One record a case. Together first; one by one if that fails."""
-    mesh = MESHES[group[0].number % len(MESHES)]
-    both = group[0].number // len(MESHES) % 3 == 0
-    backends = ("shard_map", "jit") if both else ("shard_map",)
-    able = [case for case in group if case.harness.filter("cpu")]
-    yield from (_record(c, "unrunnable", why="as JAX says") for c in group if c not in able)
-    try:
-        want = expected(able)
-    except Exception as error:
-        if len(able) > 1:
-            for case in able:
-                yield from sweep((case,), seed)
-        elif able:
-            yield _record(able[0], "unrunnable", why=_short(error))
-        return
-    failures: dict[str, str] = {}
-    for backend in backends:
-        try:
-            check(able, want, mesh, seed, backend)
-        except Exception as error:
-            failures[backend] = _short(error)
-    if failures and len(able) > 1:
-        for case in able:
-            yield from sweep_one(case, mesh, seed, backends)
-        return
-    for case in able:
-        yield _finished(case, mesh, seed, backends, failures)
+Mesh = tuple[int, ...]
+Attempt = Callable[..., dict[str, str]]
 
 
-def sweep_one(
-    case: Case, mesh: tuple[int, ...], seed: int, backends: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    want = expected((case,))
-    failures: dict[str, str] = {}
-    for backend in backends:
-        try:
-            check((case,), want, mesh, seed, backend)
-        except Exception as error:
-            failures[backend] = _short(error)
-    yield _finished(case, mesh, seed, backends, failures)
+def chunks(selected: Sequence[Case]) -> Iterator[tuple[Case, ...]]:
+    """Cases that run together: those through jit on the same mesh, all but the unrunnable."""
+    alone = unrunnable()
+    yield from ((case,) for case in selected if case.name in alone)
+    for mesh in MESHES:
+        alike = [c for c in selected if c.jit_mesh == mesh and c.name not in alone]
+        for start in range(0, len(alike), TOGETHER):
+            yield tuple(alike[start : start + TOGETHER])
 
 
-def _finished(
-    case: Case,
-    mesh: tuple[int, ...],
-    seed: int,
-    backends: Sequence[str],
-    failures: dict[str, str],
-) -> dict[str, Any]:
-    faults = [xla_fault(Exception(why)) for why in failures.values()]
-    status = "passed" if not failures else "xla" if all(faults) else "failed"
-    again = reproducer(case, seed)
-    return _record(
-        case, status, mesh=mesh, seed=seed, backends=backends, failures=failures, again=again
-    )
+def settle(attempt: Attempt, group: Sequence[Case], mesh: Mesh, seed: int) -> list[Record]:
+    """One record a case. What fails is halved until it fails no more, or is one case."""
+    if not group[0].harness.filter("cpu"):
+        failures = {"jax": "not for the CPU, as it says itself"}
+    else:
+        backends = ("shard_map", "jit") if group[0].jit_mesh == mesh else ("shard_map",)
+        failures = attempt(tuple(case.name for case in group), mesh, seed, backends)
+    if failures and len(group) > 1:
+        middle = len(group) // 2
+        records = [
+            *settle(attempt, group[:middle], mesh, seed),
+            *settle(attempt, group[middle:], mesh, seed),
+        ]
+        if _status(failures) != "failed" or any(one["status"] == "failed" for one in records):
+            return records
+    return [_record(case, group, mesh, seed, failures) for case in group]
 
 
-def _record(case: Case, status: str, **more: Any) -> dict[str, Any]:
-    return {"case": case.name, "group": case.group, "status": status, **more}
+def _status(failures: dict[str, str]) -> str:
+    return "unrunnable" if "jax" in failures else status(failures)
 
 
-def _short(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: " + " | ".join(lines)[:600]
+def identity(case: Case, mesh: Mesh) -> str:
+    return f"{case.name} on {'x'.join(map(str, mesh))}"
 
 
-def chunks(todo: Sequence[Case]) -> Iterator[list[Case]]:
-    for start in range(0, len(todo), TOGETHER):
-        yield list(todo[start : start + TOGETHER])
+def _record(
+    case: Case, group: Sequence[Case], mesh: Mesh, seed: int, failures: dict[str, str]
+) -> Record:
+    record = {"id": identity(case, mesh), "case": case.name, "status": _status(failures)}
+    if not failures:
+        return record
+    why = "; ".join(f"{backend}: {text}" for backend, text in failures.items())
+    return record | {"why": why, "again": reproducer(group, seed)}
 
 
-def main() -> None:
+def _select(options: argparse.Namespace) -> list[Case]:
+    found = [c for c in cases() if not options.only or c.group in options.only]
+    return [c for c in found if not options.cases or c.name in options.cases]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("progress", type=Path)
     parser.add_argument("--only", nargs="*", default=())
-    parser.add_argument("--skip", nargs="*", default=())
     parser.add_argument("--cases", nargs="*", default=())
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--retry", action="store_true", help="what failed, once more")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    done: set[str] = set()
-    if options.progress.exists():
-        done = {json.loads(line)["case"] for line in options.progress.read_text().splitlines()}
-    todo = [c for c in cases() if c.name not in done]
-    if options.only:
-        todo = [c for c in todo if c.group in options.only]
-    if options.cases:
-        todo = [c for c in todo if c.name in options.cases]
-    todo = [c for c in todo if c.group not in options.skip][:: options.every]
-    counts: Counter[str] = Counter()
-    with options.progress.open("a") as file:
-        for chunk in chunks(todo):
-            for record in sweep(chunk, options.seed):
-                counts[record["status"]] += 1
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-            jax.clear_caches()
-            print(dict(counts), chunk[-1].group, flush=True)  # noqa: T201
+    selected = _select(options)
+    total = len(selected) * len(MESHES)
+    run = Run(options.progress, total, "catalogue", options.retry)
+    with Worker(options.progress.with_suffix(".log")) as worker, run:
+        there = partial(worker.failures, attempt)
+        for chunk in chunks(selected):
+            for mesh in MESHES:
+                rest = [case for case in chunk if identity(case, mesh) not in run.records]
+                if rest:
+                    run.add(settle(there, rest, mesh, options.seed))
+    failed = run.report()
+    unable = {one["case"] for one in run.records.values() if one["status"] == "unrunnable"}
+    wrong = unable ^ (unrunnable() & {case.name for case in selected})
+    run.console.print(f"{len(unable)} cases that JAX cannot run on a CPU: unrunnable.txt")
+    if wrong:
+        run.console.print(f"but unrunnable.txt is wrong about: {' '.join(sorted(wrong))}")
+    return 1 if failed or wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

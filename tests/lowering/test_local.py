@@ -1,6 +1,7 @@
 """Every strategy of every rule, carried out on real devices by its primitive's localiser."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import cases_products
 import emulation
 import numpy as np
 from emulation import Case
+from jax import lax
 
 from autopar.core.errors import LoweringError
+from autopar.core.layout import B, Split
 from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Strategy
 from autopar.passes.lowering.local import LOCAL, Site, localise
+from autopar.passes.lowering.redistribute import own_part
 from autopar.passes.rules import RULES, AxisStrategy
 
 CASES = [
@@ -89,6 +93,24 @@ def _site(eqn: Any, s: AxisStrategy) -> Site:
 
 def _stack(pieces: list[Any]) -> Any:
     return jnp.stack([jnp.asarray(piece) for piece in pieces])
+
+
+def test_an_update_beyond_a_part_is_dropped() -> None:
+    """XLA merges slices of slices: the device that drops it has sliced its part from the whole."""
+    numbers = lax.ScatterDimensionNumbers((1,), (0,), (0,))
+    options = {"dimension_numbers": numbers, "unique_indices": True, "mode": "drop"}
+    scatter = partial(lax.scatter_mul, **options)
+    args = (jnp.arange(12.0).reshape(6, 2), jnp.array([[1]]), jnp.full((1, 2), 3.0))
+    (eqn,) = jax.make_jaxpr(scatter)(*args).jaxpr.eqns
+    site = _site(eqn, AxisStrategy("rows", (Split(0), B, B), (Split(0),)))
+
+    def local(x: Any, *others: Any) -> Any:
+        part = own_part(x, 0, lax.axis_index("x"), emulation.PARTS)
+        return localise(site, [part, *others])[0]
+
+    specs = {"in_specs": jax.P(), "out_specs": jax.P("x")}
+    mapped = jax.shard_map(local, mesh=_mesh(), check_vma=False, **specs)
+    np.testing.assert_array_equal(jax.jit(mapped)(*args), scatter(*args))
 
 
 def test_a_primitive_nobody_has_looked_at_is_not_cut() -> None:

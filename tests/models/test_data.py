@@ -34,14 +34,28 @@ def test_targets_are_the_next_tokens():
     assert data.decode(batch["tokens"][0]).encode() in data.corpus().tobytes()
 
 
+def test_continuations_follow():
+    batch = next(data.continuations(0, 3, 16, 4))
+    assert {name: x.shape for name, x in batch.items()} == {
+        "tokens": (3, 16),
+        "previous": (3, 4),
+        "targets": (3, 4),
+    }
+    assert np.array_equal(batch["previous"][:, 1:], batch["targets"][:, :-1])
+    assert np.array_equal(batch["previous"][:, 0], batch["tokens"][:, -1])
+    whole = np.concatenate([batch["tokens"][0], batch["targets"][0]])
+    assert data.decode(whole).encode() in data.corpus().tobytes()
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda seed, start: data.batches(seed, 2, 8, start=start),
+        lambda seed, start: data.continuations(seed, 2, 8, 4, start=start),
         lambda seed, start: data.image_batches(seed, 2, 4, 3, 5, start=start),
         lambda seed, start: data.regression_batches(seed, 2, 8, 4, start=start),
     ],
-    ids=["text", "images", "regression"],
+    ids=["text", "continuations", "images", "regression"],
 )
 def test_batches_depend_on_seed_and_step_alone(make):
     first, again = make(1, 0), make(1, 0)

@@ -1,6 +1,7 @@
 """Cases of ``reshape.py``, ``slicing.py``, ``reduce.py``, ``sort_cumulative.py`` and the rest."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,8 +13,8 @@ from emulation import Case, Local, Shape
 from jax import lax
 
 
-def _reshape(local: Local, x: Any) -> Any:
-    return p.reshape_p.bind(x, new_sizes=local.shapes[0], dimensions=None, sharding=None)
+def _reshape(local: Local, x: Any, dimensions: Shape | None = None) -> Any:
+    return p.reshape_p.bind(x, new_sizes=local.shapes[0], dimensions=dimensions, sharding=None)
 
 
 def _broadcast(dims: Shape) -> Callable[..., Any]:
@@ -51,6 +52,8 @@ def _reshapes() -> Iterator[Case]:
     ):
         yield Case("reshape", _reshape, [floats(*source)], label, local=True, shapes=(target,))
     yield Case("reshape", _reshape, [bools(4, 6)], "boolean", local=True, shapes=((24,),))
+    turned = partial(_reshape, dimensions=(1, 2, 0))
+    yield Case("reshape", turned, [floats(4, 6, 2)], "turned", local=True, shapes=((12, 4),))
 
 
 def _layout() -> Iterator[Case]:

@@ -17,6 +17,7 @@ from autopar.core.errors import TraceError
 from autopar.passes.dce import prune
 from autopar.passes.rules import rebuild, regions
 from autopar.passes.simplify import CALLS, simplify
+from autopar.passes.trace import source_line
 
 each_program = pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
 
@@ -120,17 +121,18 @@ def test_names_of_callers_come_first() -> None:
     assert stacks[-1] == "transpose(jvp(outer))/inner"
 
 
-def test_a_jit_with_shardings_stays_as_a_region() -> None:
+def test_shardings_of_a_jit_become_constraints() -> None:
+    """On its operands and results, in the caller's place; a scalar has no layout."""
     mesh = jax.make_mesh((2,), ("x",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
-    here = jax.NamedSharding(mesh, jax.P(None))
-    placed = jax.jit(lambda x: jnp.sin(x) @ TABLE_T, out_shardings=here)
-    closed = _simplified(lambda x: placed(x) + placed(x), X)
+    here = jax.NamedSharding(mesh, jax.P())
+    placed = jax.jit(lambda x, s: s * jnp.sin(x) @ TABLE_T, in_shardings=here, out_shardings=here)
+    closed = _simplified(lambda x: placed(x, 2.0) + placed(x, 3.0), X)
     jex.check_jaxpr(closed.jaxpr)
-    first, second = _find(closed.jaxpr, "jit")
-    (region,) = regions(first) or ()
-    assert region.body is not second.params["jaxpr"].jaxpr
-    assert [link.outer for link in region.inputs] == first.invars
-    np.testing.assert_allclose(_run(closed, X)[0], 2 * np.sin(X) @ TABLE_T, rtol=1e-5)
+    assert not _find(closed.jaxpr, "jit")
+    constraints = _find(closed.jaxpr, "sharding_constraint")
+    assert [eqn.params["sharding"].mesh for eqn in constraints] == [mesh] * 4
+    assert source_line(constraints[0]).startswith("test_simplify.py:")
+    np.testing.assert_allclose(_run(closed, X)[0], 5 * np.sin(X) @ TABLE_T, rtol=1e-5)
 
 
 TABLE_T = np.ones((3, 2), np.float32)

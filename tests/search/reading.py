@@ -73,4 +73,5 @@ class Reading:
 def read(step: Callable[..., Any], *args: Any, **options: Any) -> Reading:
     """Plans ``step`` and traces it again to know its names."""
     plan = autopar.plan(step, *args, **options)
-    return Reading(plan, trace(step, *args))
+    programs = {program.fingerprint: program for program in trace(step, *args).programs}
+    return Reading(plan, programs[plan.step])

@@ -55,6 +55,10 @@ def test_odd_sizes_are_not_cut() -> None:
     assert sorted(written(domain)) == ["B B -> B", "B P -> P", "P B -> P", "S(1) S(0) -> P"]
 
 
+def test_what_has_no_elements_is_not_cut() -> None:
+    assert layouts((4, 0), TWO) == ["B,B"]
+
+
 def test_two_axes_cut_one_dimension_only_if_both_divide_it() -> None:
     offered = written(Domains(TWO).op(rule_of(jnp.sin, (4, 6))))
     assert "S(0),S(0) -> S(0),S(0)" in offered

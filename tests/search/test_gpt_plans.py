@@ -118,8 +118,9 @@ def test_small_batch_is_megatron(narrow: Reading) -> None:
 
 def test_small_batch_splits_attention_by_heads(narrow: Reading) -> None:
     """Scores [B, H, S, S] and their product with the values."""
-    assert narrow.written(r"GPT/block_\d/attn/bqhd,bkhd->bhqk/dot_general") == {"S(2) S(2) -> S(1)"}
-    assert narrow.written(r"GPT/block_\d/attn/bhqk,bkhd->bqhd/dot_general") == {"S(2) S(1) -> S(1)"}
+    scores, mixed = r"bqh\.\.\.d,bkhd->bh\.\.\.qk", r"bh\.\.\.qk,bkhd->bqh\.\.\.d"
+    assert narrow.written(rf"GPT/block_\d/attn/{scores}/dot_general") == {"S(2) S(2) -> S(1)"}
+    assert narrow.written(rf"GPT/block_\d/attn/{mixed}/dot_general") == {"S(2) S(1) -> S(1)"}
 
 
 def test_small_batch_rests_as_it_is_used(narrow: Reading) -> None:

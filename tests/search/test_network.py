@@ -8,52 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import random_network
 
 from autopar.core.errors import OptionError
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network, add_pair, to_ticks
 from autopar.search.shrink import shrink
-from autopar.search.solvers import (
-    EXHAUSTIVE_LIMIT,
-    exhaustive,
-    highs,
-    random_choice,
-    solve,
-    toulbar2,
-)
+from autopar.search.solve import random_choice, solve
+from autopar.search.solvers import EXHAUSTIVE_LIMIT, exhaustive, highs, toulbar2
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-def random_network(
-    seed: int, *, limits: int = 0, forbidden: float = 0.0, most: int = 6, density: float = 0.6
-) -> Network:
-    """A network of up to ``most`` variables of up to four values, ties and zero costs included."""
-    rng = np.random.default_rng(seed)
-    sizes = rng.integers(1, 5, rng.integers(1, most + 1)).tolist()
-    top = int(rng.choice([3, 50, 10**4]))  # small costs make ties; all are below RESOLUTION: exact
-
-    def costs(*shape: int) -> IntArray:
-        drawn = rng.integers(0, top, shape)
-        return np.where(rng.random(shape) < forbidden, FORBIDDEN, drawn)
-
-    unary = tuple(costs(size) for size in sizes)
-    pairs = {
-        (i, j): costs(sizes[i], sizes[j])
-        for i in range(len(sizes))
-        for j in range(i + 1, len(sizes))
-        if rng.random() < density
-    }
-    found = tuple(_limit(rng, sizes) for _ in range(limits))
-    return Network(unary, pairs, found, offset=int(rng.integers(0, 100)))
-
-
-def _limit(rng: np.random.Generator, sizes: list[int]) -> Limit:
-    """Small whole weights, which every solver represents exactly."""
-    chosen = [i for i in range(len(sizes)) if rng.random() < 0.8]
-    weights = {i: rng.integers(0, 10, sizes[i]) for i in chosen}
-    least = sum(int(w.min()) for w in weights.values())
-    most = sum(int(w.max()) for w in weights.values())
-    return Limit(weights, int(rng.integers(max(0, least - 1), most + 1)))
 
 
 networks = st.builds(

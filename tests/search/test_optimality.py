@@ -23,7 +23,8 @@ from autopar.search.memory import MemoryModel
 from autopar.search.operations import operations
 from autopar.search.roles import roles
 from autopar.search.shrink import shrink
-from autopar.search.solvers import highs, solve, toulbar2
+from autopar.search.solve import solve
+from autopar.search.solvers import highs, toulbar2
 
 Step = Callable[..., Any]
 CLUSTERS = {(2,): Cluster.preset("tpu-v5e", (2, 1)), (2, 2): Cluster.preset("tpu-v5e", (2, 2))}

@@ -2,6 +2,7 @@
 
 from autopar.passes.lowering.local import conv as _conv
 from autopar.passes.lowering.local import indexing as _indexing
+from autopar.passes.lowering.local import opaque as _opaque
 from autopar.passes.lowering.local import random as _random
 from autopar.passes.lowering.local import shapes as _shapes
 from autopar.passes.lowering.local import unchanged as _unchanged
@@ -10,5 +11,5 @@ from autopar.passes.lowering.local.site import Site as Site
 from autopar.passes.lowering.local.site import bind as bind
 from autopar.passes.lowering.local.site import localise as localise
 
-FAMILIES = (_conv, _indexing, _random, _shapes, _unchanged)
+FAMILIES = (_conv, _indexing, _opaque, _random, _shapes, _unchanged)
 """The modules that fill ``LOCAL``."""

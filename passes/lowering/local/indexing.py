@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from autopar.core.layout import Partial, Split, is_partial
+from autopar.passes.lowering.fences import guarded
 from autopar.passes.lowering.local.site import Site, Values, local
 from autopar.passes.lowering.redistribute import identity
 
@@ -32,6 +33,7 @@ class _Window(NamedTuple):
 @local("gather")
 def _gather(site: Site, operands: Values) -> list[Any]:
     """``slice_sizes`` are local where a whole dimension is taken; see ``_masked_gather``."""
+    operands = guarded(site.eqn, site.strategy, operands)
     params = site.eqn.params
     whole = site.whole_shape(0)
     part = site.operand_shape(0)
@@ -95,7 +97,7 @@ def _scatter(site: Site, operands: Values) -> list[Any]:
 
     Updates that are cut, or summands of an operand, need nothing: the pieces combine.
     """
-    operand, indices, updates = operands
+    operand, indices, updates = guarded(site.eqn, site.strategy, operands)
     numbers = site.eqn.params["dimension_numbers"]
     indexed = numbers.scatter_dims_to_operand_dims
     extents = _update_extents(site)

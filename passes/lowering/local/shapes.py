@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from autopar.passes.lowering.fences import guarded
 from autopar.passes.lowering.local.site import Site, Values, local
 
 
@@ -44,7 +45,8 @@ def _slice(site: Site, operands: Values) -> list[Any]:
 @local("dynamic_slice")
 def _dynamic_slice(site: Site, operands: Values) -> list[Any]:
     """A dimension that is cut is taken whole, so that any start is clamped to 0, here as there."""
-    return site.bind(operands, slice_sizes=site.result_shape())
+    starts_in_bounds = guarded(site.eqn, site.strategy, operands)
+    return site.bind(starts_in_bounds, slice_sizes=site.result_shape())
 
 
 @local("iota")

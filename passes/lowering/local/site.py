@@ -103,11 +103,6 @@ def localise(site: Site, operands: Values) -> list[Any]:
     """
     name = site.eqn.primitive.name
     function = LOCAL.get(name)
-    if name == "shard_map":
-        raise LoweringError(
-            f"{_where(site)}: the step has a shard_map of its own, which cannot stand inside "
-            "that of backend='shard_map'; use backend='jit'"
-        )
     if function is None:
         if not site.replicated:
             raise LoweringError(

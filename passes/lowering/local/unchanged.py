@@ -10,6 +10,7 @@ from typing import Any
 
 from jax.sharding import Sharding
 
+from autopar.passes.lowering.fences import guarded
 from autopar.passes.lowering.local.site import Site, Values, local
 
 
@@ -30,7 +31,7 @@ from autopar.passes.lowering.local.site import Site, Values, local
     *("dot_general", "ragged_dot_general", "scaled_dot"),
     # Axes and windows that are whole.
     *("reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_and", "reduce_or"),
-    *("reduce_xor", "argmax", "argmin", "reduce", "transpose", "squeeze", "rev", "concatenate"),
+    *("reduce_xor", "argmax", "argmin", "transpose", "squeeze", "rev", "concatenate"),
     *("split", "stack", "unstack", "pad", "dynamic_update_slice"),
     *("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"),
     *("select_and_scatter_add", "select_and_gather_add", "sort", "top_k", "approx_top_k"),
@@ -45,6 +46,11 @@ from autopar.passes.lowering.local.site import Site, Values, local
 )
 def _unchanged(site: Site, operands: Values) -> list[Any]:
     return site.bind(operands)
+
+
+@local("reduce")
+def _reduce(site: Site, operands: Values) -> list[Any]:
+    return site.bind(guarded(site.eqn, site.strategy, operands))
 
 
 @local("convert_element_type")

@@ -1,0 +1,70 @@
+"""Where XLA errs, and what is kept from it (as of JAX 0.10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import JaxprEqn
+
+from autopar.core.layout import Split, is_partial
+from autopar.core.plan import Strategy
+from autopar.passes.rules.build import shape_of
+
+
+def fenced(eqn: JaxprEqn, strategy: Strategy) -> bool:
+    """Whether the partitioner must be given no choice, as it makes wrong ones.
+
+    It pads wrongly, or dies, where it cuts a dimension with negative or inner padding; and it may
+    slice a gather's operand for good that is cut along one axis while another leaves it open. On
+    windows that select, cut where the rule keeps them whole, it dies. Convolutions whose operands
+    it cuts in space, each along another axis, it sums twice.
+    """
+    if eqn.primitive.name in ("select_and_gather_add", "select_and_scatter_add"):
+        return True
+    if eqn.primitive.name in ("gather", "conv_general_dilated"):
+        return any(map(is_partial, strategy.operands))
+    return eqn.primitive.name == "pad" and any(
+        min(low, high) < 0 or inside for low, high, inside in eqn.params["padding_config"]
+    )
+
+
+def guarded(eqn: JaxprEqn, strategy: Strategy, operands: Sequence[Any]) -> list[Any]:
+    """``operands``, such that XLA may simplify the equation together with a change of layout.
+
+    Of a slice of a slice it adds the starts, even where the inner one is out of bounds and should
+    have been clamped first. So starts are clamped here. A small scatter becomes slices too, for
+    which places in another device's part are out of bounds: it must not see that its operand is
+    such a part. A reduction of pieces put together becomes one of each piece, and counts the
+    initial value as often: it must not see the pieces.
+    """
+    name, first, rest = eqn.primitive.name, operands[:1], operands[1:]
+    if name == "dynamic_slice":
+        lasts = _lasts(eqn)
+        return [*first, *map(_clamped, rest, lasts)]
+    if name == "gather" and eqn.params["mode"] == lax.GatherScatterMode.CLIP:
+        lasts = _lasts(eqn)
+        indexed = eqn.params["dimension_numbers"].start_index_map
+        return [*first, _clamped(rest[0], [lasts[d] for d in indexed])]
+    if name.startswith("scatter"):
+        indexed = eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
+        if any(Split(d) in strategy.operands[0] for d in indexed):
+            return [lax.optimization_barrier(operands[0]), *rest]
+    if name == "reduce":
+        return list(lax.optimization_barrier(tuple(operands)))
+    return list(operands)
+
+
+def _lasts(eqn: JaxprEqn) -> list[int]:
+    """The last start in bounds, for each dimension."""
+    shape, sizes = shape_of(eqn.invars[0]), eqn.params["slice_sizes"]
+    return [n - size for n, size in zip(shape, sizes, strict=True)]
+
+
+def _clamped(start: Any, last: Any) -> Any:
+    start = jnp.asarray(start)
+    last = np.minimum(last, jnp.iinfo(start.dtype).max)
+    return jnp.clip(start, 0, jnp.asarray(last, start.dtype))

@@ -1,0 +1,103 @@
+"""What XLA gets wrong by itself comes out right."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import autopar
+from autopar.core.layout import B, Split, is_partial
+from autopar.core.plan import Strategy
+from autopar.passes.lowering.fences import guarded
+
+X = jnp.arange(12.0).reshape(6, 2)
+
+
+def _guarded(fn: Callable[..., Any], *args: Any) -> Any:
+    """The one equation of ``fn`` with its operands guarded."""
+    (eqn,) = jax.make_jaxpr(fn)(*args).jaxpr.eqns
+    whole = Strategy(((),) * len(args), ((),))
+    found = eqn.primitive.bind(
+        *guarded(eqn, whole, args), **eqn.primitive.get_bind_params(eqn.params)
+    )
+    return found[0] if eqn.primitive.multiple_results else found
+
+
+@pytest.mark.parametrize("start", [-7, 2, 7])
+def test_a_slice_of_a_slice_out_of_bounds(start: int) -> None:
+    """Each takes three rows, of which a device then takes one."""
+    numbers = lax.GatherDimensionNumbers((0, 1), (), (0,))
+
+    def sliced(x: Any, *start: Any) -> Any:
+        return lax.dynamic_slice_p.bind(x, *start, slice_sizes=(3, 2))
+
+    def gathered(x: Any, start: Any) -> Any:
+        return lax.gather(x, start, numbers, (3, 2), mode="clip")
+
+    def fn(x: Any, start: Any, row: Any) -> Any:
+        found = _guarded(gathered, x, start[:1]), _guarded(sliced, x, *start)
+        return [lax.dynamic_slice_in_dim(rows, row, 1) for rows in found]
+
+    first = min(max(start, 0), 3)
+    for row in range(3):
+        for got in jax.jit(fn)(X, jnp.array([start, 0]), jnp.int32(row)):
+            np.testing.assert_array_equal(got, X[first + row : first + row + 1])
+
+
+def test_a_reduction_of_pieces_counts_the_initial_value_once() -> None:
+    def add(x: Any, initial: Any) -> Any:
+        return lax.reduce(x, initial, lambda a, b: a + b * 1, (0,))
+
+    def fn(a: Any, b: Any) -> Any:
+        return _guarded(add, jnp.concatenate([a, b]), jnp.float32(3))
+
+    np.testing.assert_allclose(jax.jit(fn)(X, X), 2 * X.sum(0) + 3)
+
+
+def _plan(step: Any, args: Any, mesh: tuple[int, ...], wanted: Callable[[Any], bool]) -> Any:
+    """The first random plan with the wanted strategy for the first equation."""
+    cluster = autopar.Cluster.preset("cpu", shape=(int(np.prod(mesh)),))
+    options = {"cluster": cluster, "mesh": mesh, "search": "random", "donate": ()}
+    plans = (autopar.plan(step, *args, seed=seed, **options) for seed in range(99))
+    return next(plan for plan in plans if wanted(plan))
+
+
+def _update(x: Any, place: Any, updates: Any) -> Any:
+    numbers = lax.ScatterDimensionNumbers((1,), (0,), (0,))
+    return lax.scatter_mul(x, place, updates, numbers, unique_indices=True, mode="drop")
+
+
+def test_an_update_of_one_part_leaves_the_others_alone() -> None:
+    args = (X, jnp.array([[1]]), jnp.full((1, 2), 3.0))
+    plan = _plan(
+        _update,
+        args,
+        (2,),
+        lambda p: p.strategies["0"].operands[0] == (Split(0),) != p.inputs[0].layout,
+    )
+    got = autopar.apply(_update, plan, donate=())(*args)
+    np.testing.assert_array_equal(jax.device_get(got), _update(*args))
+
+
+def _convolve(x: Any, kernel: Any) -> Any:
+    return lax.conv(x, kernel, (1, 1), "VALID")
+
+
+def test_a_convolution_cut_in_space_is_summed_once() -> None:
+    rng = np.random.default_rng(0)
+    args = (
+        rng.normal(size=(2, 3, 9, 10)).astype(np.float32),
+        rng.normal(size=(3, 3, 4, 5)).astype(np.float32),
+    )
+
+    def wanted(plan: Any) -> bool:
+        resting = [set(value.layout) for value in plan.inputs]
+        cut = resting[0] == {B, Split(3)} and Split(2) in resting[1]
+        return cut and all(map(is_partial, plan.strategies["0"].operands))
+
+    got = autopar.apply(_convolve, _plan(_convolve, args, (2, 2), wanted), donate=())(*args)
+    np.testing.assert_allclose(jax.device_get(got), _convolve(*args), rtol=1e-4, atol=1e-4)
