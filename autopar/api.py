@@ -21,6 +21,7 @@ from autopar.passes.trace import Step, check_donate, trace
 from autopar.runtime import OtherArguments, PlannedStep, check_backend
 from autopar.search.cache import cached_search
 from autopar.search.options import Options, Progress
+from autopar.search.pins import following
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -37,6 +38,7 @@ def plan(
     microbatches: int | str = "auto",
     search: str = "optimal",
     pins: Mapping[str, jax.P] | None = None,
+    like: Plan | None = None,
     donate: Sequence[int] = (0,),
     seed: int = 0,
     time_limit: float = 60.0,
@@ -54,6 +56,8 @@ def plan(
       microbatches: only 1 for now (``"auto"`` is 1).
       search: ``optimal``, ``exhaustive``, ``random``, or a baseline by name.
       pins: regular expression over input paths to the ``PartitionSpec`` they must have.
+      like: a plan to follow, for an evaluation step beside its training step: the same mesh, and
+        inputs of the same name, shape and dtype lie as they do there.
       donate: positional arguments whose memory the step may reuse.
       seed: what ``search="random"`` draws from.
       time_limit: seconds of solver time per mesh.
@@ -72,8 +76,8 @@ def plan(
     (progress or _quiet)("tracing")
     traced = trace(step, *abstract_args, donate=donate)
     return _plan_traced(
-        *(traced, cluster, memory, mesh, microbatches, search, pins, seed, time_limit, progress),
-        cache,
+        *(traced, cluster, memory, mesh, microbatches, search, pins, like, seed, time_limit),
+        *(progress, cache),
     )
 
 
@@ -85,6 +89,7 @@ def _plan_traced(
     microbatches: int | str = "auto",
     search: str = "optimal",
     pins: Mapping[str, jax.P] | None = None,
+    like: Plan | None = None,
     seed: int = 0,
     time_limit: float = 60.0,
     progress: Progress | None = None,
@@ -100,9 +105,13 @@ def _plan_traced(
             f"microbatches={microbatches!r} is not offered yet: the step runs its batch whole; "
             "leave it out, or give 1"
         )
+    asked = None if mesh is None else MeshSpec.of(mesh)
+    if like is not None:
+        asked = _mesh_of(like, asked)
+        pins = {**following(like, traced), **(pins or {})}
     options = Options(
         search=search,
-        mesh=None if mesh is None else MeshSpec.of(mesh),
+        mesh=asked,
         memory_bytes=None if memory is None else parse_bytes(memory),
         pins=dict(pins or {}),
         seed=seed,
@@ -115,6 +124,16 @@ def _plan_traced(
     )
     _warn_of_fallbacks(found)
     return found
+
+
+def _mesh_of(like: Plan, asked: MeshSpec | None) -> MeshSpec:
+    if not isinstance(like, Plan):  # pyright: ignore
+        raise OptionError(f"like={like!r} is not a Plan; read one with autopar.Plan.load(path)")
+    if asked is not None and asked != like.mesh:
+        raise OptionError(
+            f"mesh={asked} is not the mesh of the plan to follow, {like.mesh}; leave mesh out"
+        )
+    return like.mesh
 
 
 def _warn_of_fallbacks(plan: Plan) -> None:
@@ -218,6 +237,7 @@ _OPTIONS = frozenset(
         "microbatches",
         "search",
         "pins",
+        "like",
         "seed",
         "time_limit",
         "progress",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import jax
 from autopar.core.errors import PinError
 from autopar.core.layout import Layout, divides, from_spec
 from autopar.core.mesh import MeshSpec
+from autopar.core.plan import Plan
 from autopar.passes.trace import Step
 
 Pins = Mapping[str, jax.P]
@@ -32,6 +34,42 @@ def axis_names(pins: Pins) -> set[str]:
     entries = [entry for spec in pins.values() for entry in spec]
     groups = [entry if isinstance(entry, tuple) else (entry,) for entry in entries]
     return {name for group in groups for name in group if isinstance(name, str)}
+
+
+def following(plan: Plan, step: Step) -> dict[str, jax.P]:
+    """Pins by which the inputs of ``step`` rest as their likes do under ``plan``.
+
+    An input's like has its shape and dtype and the longest common end of paths; of several, a
+    parameter comes first. So ``params/block_0/kernel`` of an evaluation follows
+    ``state/params/block_0/kernel`` of the training step, and not the moments named alike.
+
+    Raises:
+      PinError: no input of ``step`` has a like.
+    """
+    found: dict[str, jax.P] = {}
+    for path, aval in zip(step.in_paths, step.in_avals, strict=True):
+        type_ = (tuple(aval.shape), str(aval.dtype))
+        ranked = [
+            ((_common_end(path, value.path), value.role == "parameters"), -i)
+            for i, value in enumerate(plan.inputs)
+            if (value.shape, value.dtype) == type_
+        ]
+        (ends, _), place = max(ranked, default=((0, False), 0))
+        if ends:
+            found[re.escape(path)] = plan.inputs[-place].spec(plan.mesh)
+    if not found:
+        raise PinError(
+            "like= names a plan whose inputs are unlike those of this step: none has the name, "
+            f"shape and dtype of one here; it has {plan.inputs[0].path!r}, here is "
+            f"{step.in_paths[0]!r}; give the plan of a step with the same parameters"
+        )
+    return found
+
+
+def _common_end(a: str, b: str) -> int:
+    """How many parts of two paths agree, from the end."""
+    pairs = zip(reversed(a.split("/")), reversed(b.split("/")), strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def resolve(pins: Pins, step: Step, mesh: MeshSpec) -> dict[int, Pinned]:

@@ -78,7 +78,6 @@ def unrunnable() -> frozenset[str]:
 
 
 XLA_FAULTS = {
-    "fft_thunk.cc": "XLA:CPU refuses inverse real FFTs of operands that are not in row-major order",
     "[hlo verifier]": "XLA's partitioner made a program that XLA then rejects (backend='jit')",
 }
 """What XLA itself cannot do, by a piece of its message: loud, and never a wrong number."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Sharding
 
 from autopar.passes.lowering.fences import guarded
@@ -39,7 +40,7 @@ from autopar.passes.lowering.local.site import Site, Values, local
     # Batches of problems.
     *("cholesky", "cholesky_update", "eig", "eigh", "geqp3", "geqrf", "hessenberg"),
     *("householder_product", "lu", "ormqr", "qr", "schur", "svd", "symmetric_product"),
-    *("tridiagonal", "lu_pivots_to_permutation", "fft", "triangular_solve", "tridiagonal_solve"),
+    *("tridiagonal", "lu_pivots_to_permutation", "triangular_solve", "tridiagonal_solve"),
     # Functions of a key (or counter) each.
     *("random_seed", "random_fold_in", "random_clone", "random_gamma", "threefry2x32"),
     *("random_wrap", "random_unwrap", "rng_bit_generator", "rng_uniform", "platform_index"),
@@ -51,6 +52,12 @@ def _unchanged(site: Site, operands: Values) -> list[Any]:
 @local("reduce")
 def _reduce(site: Site, operands: Values) -> list[Any]:
     return site.bind(guarded(site.eqn, site.strategy, operands))
+
+
+@local("fft")
+def _fft(site: Site, operands: Values) -> list[Any]:
+    """XLA:CPU transforms row-major arrays only, but lets what reads the result choose its order."""
+    return [with_layout_constraint(x, Layout(tuple(range(x.ndim)))) for x in site.bind(operands)]
 
 
 @local("convert_element_type")
