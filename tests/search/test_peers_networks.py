@@ -1,7 +1,7 @@
 """What Alpa's own tests expect of transformers, mixtures of experts and convolutions.
 
 See ``test_peers`` for how they are compared, and the table in its tests for the numbers. 25
-(gradient accumulation) is not offered yet; 31 belongs to evaluation steps.
+(gradient accumulation) is not offered yet; 31 is tests/api/test_like.py.
 """
 
 from __future__ import annotations
