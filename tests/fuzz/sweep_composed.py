@@ -1,9 +1,9 @@
 """Random programs, forward and with gradients, under random plans; ``make test-slow`` runs it.
 
-    python tests/fuzz/sweep_composed.py progress.jsonl [--count N]
+    python tests/fuzz/sweep_composed.py progress.jsonl [--count N] [--first SEED]
     python tests/fuzz/sweep_composed.py --again "Composed(...), (2, 2), 17"
 
-Each on one of the meshes, through both backends. Hypothesis draws the programs and shrinks those
+Each on one of the meshes, through both backends. Runs from other first seeds draw other programs. Hypothesis draws the programs and shrinks those
 that fail.
 """
 
@@ -103,6 +103,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("progress", type=Path, nargs="?")
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0, help="the seed to begin with")
     parser.add_argument("--again", help="a failure's program, mesh and seed")
     parser.add_argument("--retry", action="store_true", help="what failed, once more")
     options = parser.parse_args()
@@ -112,7 +113,7 @@ def main() -> int:
         parser.error("where to keep the progress?")
     run = Run(options.progress, options.count, "composed", options.retry)
     with Worker(options.progress.with_suffix(".log")) as worker, run:
-        number = 0
+        number = options.first
         while len(run.records) < options.count:
             Batch(run, worker).draw(number)
             number += 1
