@@ -3,8 +3,8 @@
     python tests/fuzz/sweep_composed.py progress.jsonl [--count N] [--first SEED]
     python tests/fuzz/sweep_composed.py --again "Composed(...), (2, 2), 17"
 
-Each on one of the meshes, through both backends. Runs from other first seeds draw other programs. Hypothesis draws the programs and shrinks those
-that fail.
+Each on one of the meshes, through both backends. Hypothesis draws the programs and shrinks those
+that fail; from another first seed it draws others.
 """
 
 import argparse
