@@ -174,7 +174,7 @@ def test_the_decorator_says_the_same() -> None:
 
 
 def test_decorator_with_an_unknown_option() -> None:
-    with pytest.raises(OptionError, match=r"no option \['memroy'\]; it takes cache, cluster, .*memory"):
+    with pytest.raises(OptionError, match=r"no option \['memroy'\]; it takes cache, .*memory"):
         autopar.parallelize(memroy="14GiB")
 
 
