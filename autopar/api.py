@@ -76,13 +76,24 @@ def plan(
     (progress or _quiet)("tracing")
     traced = trace(step, *abstract_args, donate=donate)
     return _plan_traced(
-        *(traced, cluster, memory, mesh, microbatches, search, pins, like, seed, time_limit),
-        *(progress, cache),
+        traced,
+        cluster=cluster,
+        memory=memory,
+        mesh=mesh,
+        microbatches=microbatches,
+        search=search,
+        pins=pins,
+        like=like,
+        seed=seed,
+        time_limit=time_limit,
+        progress=progress,
+        cache=cache,
     )
 
 
 def _plan_traced(
     traced: Step,
+    *,
     cluster: Cluster | None = None,
     memory: int | str | None = None,
     mesh: Mesh | None = None,
@@ -229,21 +240,7 @@ def parallelize(
     return decorate if step is None else decorate(step)
 
 
-_OPTIONS = frozenset(
-    (
-        "cluster",
-        "memory",
-        "mesh",
-        "microbatches",
-        "search",
-        "pins",
-        "like",
-        "seed",
-        "time_limit",
-        "progress",
-        "cache",
-    )
-)
+_OPTIONS = frozenset(inspect.signature(_plan_traced).parameters) - {"traced"}
 
 
 class Parallelized(Generic[Args, Result]):

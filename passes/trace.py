@@ -75,6 +75,12 @@ class Step:
         refined = refine(self.jaxpr)
         return (self,) if refined is self.jaxpr else (self, replace(self, jaxpr=refined))
 
+    def program(self, fingerprint: str) -> Step | None:
+        """The program of this fingerprint; the refined one is made only if it may be that."""
+        if fingerprint == self.fingerprint:
+            return self
+        return next((p for p in self.programs if p.fingerprint == fingerprint), None)
+
 
 def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (0,)) -> Step:
     """Traces ``fn`` for arguments of these shapes and simplifies the result.

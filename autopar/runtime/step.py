@@ -51,7 +51,7 @@ class PlannedStep:
         backend: str = "jit",
     ) -> None:
         check_backend(backend)
-        step = next((s for s in step.programs if s.fingerprint == plan.step), step)
+        step = step.program(plan.step) or step
         check_same_step(step, plan)
         self.plan = plan.with_trees(step.in_tree, step.out_tree)
         self.mesh = device_mesh(plan.mesh, devices)

@@ -24,7 +24,7 @@ from autopar.search.domains import Domain, Domains, State, partial_ops, shifted
 from autopar.search.graph import Edge, Graph, Node
 from autopar.search.network import FORBIDDEN, IntArray, Network, add_pair, to_ticks
 from autopar.search.operations import Operation, without_rule
-from autopar.search.quotient import classes
+from autopar.search.quotient import classes, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,20 +284,13 @@ def _locals(
 
 
 def _per_axis(domain: Domain, count: int) -> IntArray:
-    numbers: dict[object, int] = {}
-    table = [
-        [
-            numbers.setdefault(
-                tuple([layout[axis] for layout in (*state.operands, *state.results)]), len(numbers)
-            )
-            for axis in range(count)
-        ]
+    does = [
+        tuple([layout[axis] for layout in (*state.operands, *state.results)])
         for state in domain
+        for axis in range(count)
     ]
-    return np.array(table, np.int64)
+    return np.array(number(does), np.int64).reshape(-1, count)
 
 
 def _distinct(layouts: tuple[Layout, ...]) -> tuple[list[Layout], list[int]]:
-    number: dict[Layout, int] = {}
-    where = [number.setdefault(layout, len(number)) for layout in layouts]
-    return list(number), where
+    return list(dict.fromkeys(layouts)), number(layouts)

@@ -77,8 +77,7 @@ def _read(path: Path, step: Step) -> Plan | None:
         plan = Plan.load(path)
     except PlanError:
         return None
-    own = plan.step == step.fingerprint or plan.step in {p.fingerprint for p in step.programs}
-    return plan.with_trees(step.in_tree, step.out_tree) if own else None
+    return plan.with_trees(step.in_tree, step.out_tree) if step.program(plan.step) else None
 
 
 @functools.cache

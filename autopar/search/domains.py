@@ -76,12 +76,12 @@ class Domains:
                 State((rest,), (use,))
                 for rest in rests
                 for use in (uses if shared else (rest,))
-                if use == rest or _refines(rest, use)
+                if use == rest or refines(rest, use)
             )
         return self._cached[key]
 
 
-def _refines(rest: Layout, use: Layout) -> bool:
+def refines(rest: Layout, use: Layout) -> bool:
     """Whether ``use`` is ``rest`` with some axes gathered: the only re-layout worth sharing.
 
     Cutting further is free at each use, and moving a split is never cheaper than resting there.

@@ -23,7 +23,7 @@ from autopar.core.errors import PinError
 from autopar.core.layout import B, Layout, Placement, Split, divides
 from autopar.core.mesh import MeshSpec
 from autopar.passes.trace import Step, source_line
-from autopar.search.domains import Domain, State
+from autopar.search.domains import Domain, State, refines
 from autopar.search.graph import Graph, Node
 from autopar.search.pins import Pinned
 
@@ -126,10 +126,7 @@ def states(
 
 def _agrees(pinned: Layout, domain: Domain) -> bool:
     """Whether some state uses the value as pinned, or with some axes gathered."""
-    return any(
-        all(use in (rest, B) for rest, use in zip(pinned, state.operands[0], strict=True))
-        for state in domain
-    )
+    return any(refines(pinned, state.operands[0]) for state in domain)
 
 
 def _read(node: Node, eqn: JaxprEqn) -> OwnSharding | None:

@@ -180,7 +180,8 @@ def _fit(
 ) -> Candidate:
     """Solves, and limits the instants that are over budget until the simulated peak fits it."""
     model = memory.on(problem)
-    axes = problem.axis_choices()
+    # On one or two axes a network is small enough to be solved whole.
+    axes = problem.axis_choices() if len(problem.mesh.axes) > 2 else ()
     limits: dict[int, Limit] = {}
     least, bound, exact = FORBIDDEN, 0, True
     deadline = time.monotonic() + options.time_limit_s

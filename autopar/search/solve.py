@@ -45,12 +45,13 @@ def solve(
     Args:
       seconds: limit of the solver's own time; the best found so far is returned with its bound.
       solver: ``toulbar2`` where it is installed, else ``highs``.
-      axes: what each value does on each mesh axis, to take large networks apart by.
+      axes: what each value does on each of three mesh axes or more, to take a large network apart
+        by; none to solve it whole.
       large: entries of a shrunk network from which on it is taken apart.
     """
     solver = solver or default_solver()
     smaller, undo = shrink(network)
-    if smaller.entries > large and len(axes) and axes[0].shape[1] > 2:
+    if axes and smaller.entries > large:
         parts = _Parts(network, axes, solver, time.monotonic() + seconds)
         return _by_parts(parts, smaller, undo, large)
     found = solver(smaller, seconds)

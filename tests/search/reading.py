@@ -73,6 +73,6 @@ class Reading:
 def read(step: Callable[..., Any], *args: Any, **options: Any) -> Reading:
     """Plans ``step`` and traces it again to know its names."""
     plan = autopar.plan(step, *args, **options)
-    traced = trace(step, *args, donate=options.get("donate", (0,)))
-    programs = {program.fingerprint: program for program in traced.programs}
-    return Reading(plan, programs[plan.step])
+    program = trace(step, *args, donate=options.get("donate", (0,))).program(plan.step)
+    assert program is not None
+    return Reading(plan, program)
