@@ -69,6 +69,9 @@ class Worker:
         # In the environment, as the catalogue starts JAX when it is imported; and threads enough
         # for all devices to wait for each other in several collectives.
         os.environ.update(JAX_NUM_CPU_DEVICES="8", NPROC="32")
+        # Without fused multiply-adds: XLA:CPU rounds a value once in one fusion and twice in
+        # another, and then its largest element equals none (docs/limits.md).
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_max_isa=AVX"
         self._pipe, theirs = self._context.Pipe()
         self._process = self._context.Process(target=_serve, args=(theirs, self._log), daemon=True)
         self._process.start()
