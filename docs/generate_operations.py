@@ -51,11 +51,33 @@ TAIL = """\
 | {regions} | planned in place: the equations of their bodies join the search |
 | {calls} | inlined before planning; shardings given to a `jit` become constraints |
 | `shard_map` | laid as its specs say, on axes of the plan's mesh |
-| any other: `pallas_call`, ... | replicated, named in a warning, counted in `plan.fallbacks` |
+| any other, as `pallas_call` | replicated, named in a warning, counted in `plan.fallbacks` |
+
+Of the 175 primitives that JAX 0.10 exports (`jax.extend.core.primitives`), these alone are any
+other. But for the last, they have nothing to split, or no place in a step:
+
+| primitives | why they have no rule |
+|---|---|
+{unruled}
 
 Under `backend="shard_map"` an operation can run on parts if `passes/lowering/local` says how. Of
 those above it does not for: {uncut}.
 """
+
+
+UNRULED = {
+    "tokens, without a dimension to split": ("after_all", "create_token", "empty2"),
+    "along named axes: only within a `shard_map`, which is run as it stands": (
+        *("all_gather", "all_to_all", "axis_index", "pmax", "pmin", "ppermute", "psum"),
+        "ragged_all_to_all",
+    ),
+    "mutable references, which steps may not use": ("get", "swap"),
+    "of differentiation alone; no finished program has it": ("custom_lin",),
+    "a window's selection by any function; JAX's own programs use `select_and_scatter_add`": (
+        "select_and_scatter",
+    ),
+}
+"""Why a primitive that JAX exports needs no rule, or has none."""
 
 
 def cases() -> dict[str, dict[str, str]]:
@@ -79,7 +101,8 @@ def text() -> str:
         parts.append(
             "\n".join(section(family.__name__, inspect.getdoc(family) or "", rules, known))
         )
-    parts.append(TAIL.format(regions=regions, calls=calls, uncut=uncut))
+    unruled = "\n".join(f"| {names(found)} | {why} |" for why, found in UNRULED.items())
+    parts.append(TAIL.format(regions=regions, calls=calls, uncut=uncut, unruled=unruled))
     return "\n".join(parts)
 
 

@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.extend.core.primitives as primitives
 import pytest
 
 from autopar.cli import app
+from autopar.passes.rules import RULES
+from autopar.passes.rules.control_flow import BODIES
+from autopar.passes.simplify import CALLS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -44,6 +48,13 @@ def test_commands_exist(page: Path) -> None:
 def test_operations_are_those_of_the_registry() -> None:
     generated = runpy.run_path(str(ROOT / "docs" / "generate_operations.py"))["text"]()
     assert generated == (ROOT / "docs" / "operations.md").read_text(), "run `make docs`"
+
+
+def test_primitives_without_a_rule_are_those_listed() -> None:
+    listed = runpy.run_path(str(ROOT / "docs" / "generate_operations.py"))["UNRULED"]
+    exported = {value.name for name, value in vars(primitives).items() if name.endswith("_p")}
+    without = exported - {*RULES, *BODIES, *CALLS, "custom_linear_solve"}
+    assert without == {name for names in listed.values() for name in names}
 
 
 def test_readme_counts_the_rules() -> None:

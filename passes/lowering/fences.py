@@ -14,6 +14,8 @@ from autopar.core.layout import Split, is_partial
 from autopar.core.plan import Strategy
 from autopar.passes.rules.build import shape_of
 
+_ALWAYS = ("select_and_gather_add", "select_and_scatter_add", "custom_partitioning")
+
 
 def fenced(eqn: JaxprEqn, strategy: Strategy) -> bool:
     """Whether the partitioner must be given no choice, as it makes wrong ones.
@@ -21,9 +23,10 @@ def fenced(eqn: JaxprEqn, strategy: Strategy) -> bool:
     It pads wrongly, or dies, where it cuts a dimension with negative or inner padding; and it may
     slice a gather's operand for good that is cut along one axis while another leaves it open. On
     windows that select, cut where the rule keeps them whole, it dies. Convolutions whose operands
-    it cuts in space, each along another axis, it sums twice.
+    it cuts in space, each along another axis, it sums twice. Of a custom partitioning it may take
+    another strategy than was priced.
     """
-    if eqn.primitive.name in ("select_and_gather_add", "select_and_scatter_add"):
+    if eqn.primitive.name in _ALWAYS:
         return True
     if eqn.primitive.name in ("gather", "conv_general_dilated"):
         return any(map(is_partial, strategy.operands))

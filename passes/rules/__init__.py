@@ -4,6 +4,7 @@ from jax.extend.core import JaxprEqn
 
 from autopar.passes.rules import control_flow as _control_flow
 from autopar.passes.rules import conv as _conv
+from autopar.passes.rules import custom as _custom
 from autopar.passes.rules import dot as _dot
 from autopar.passes.rules import elementwise as _elementwise
 from autopar.passes.rules import gather_scatter as _gather_scatter
@@ -29,17 +30,17 @@ from autopar.passes.rules.registry import RULES as RULES
 
 FAMILIES = (
     *(_elementwise, _dot, _conv, _reduce, _reshape, _gather_scatter, _slicing),
-    *(_sort_cumulative, _random_bits, _linalg, _control_flow),
+    *(_sort_cumulative, _random_bits, _linalg, _custom, _control_flow),
 )
 """The modules that fill ``RULES``."""
 
 
 def factor_rule(eqn: JaxprEqn) -> FactorRule | None:
-    """The checked rule of ``eqn``; ``None`` if its primitive has none (see ``replicate_rule``)."""
+    """The checked rule of ``eqn``; ``None`` if it has none (see ``replicate_rule``)."""
     function = RULES.get(eqn.primitive.name)
-    if function is None:
+    found = None if function is None else function(eqn)
+    if found is None:
         return None
-    found = function(eqn)
     check_rule(found, tuple(in_shapes(eqn)), tuple(out_shapes(eqn)), eqn.primitive.name)
     return found
 

@@ -30,8 +30,8 @@ BODIES: dict[str, tuple[str, ...]] = {
 def regions(eqn: JaxprEqn) -> tuple[Region, ...] | None:
     """The regions of ``eqn``; ``None`` if it has none that are planned in place.
 
-    ``shard_map``, ``pallas_call`` and ``custom_partitioning`` are opaque: planned by nobody but
-    their author.
+    ``shard_map``, ``pallas_call`` and ``custom_partitioning`` are not: how their bodies run is
+    their author's.
     """
     name = eqn.primitive.name
     if name not in BODIES:

@@ -10,7 +10,8 @@ from jax.extend.core import JaxprEqn
 from autopar.core.errors import RuleError
 from autopar.passes.rules.factors import FactorRule
 
-RuleFn = Callable[[JaxprEqn], FactorRule]
+RuleFn = Callable[[JaxprEqn], FactorRule | None]
+"""The rule of one equation of a primitive; ``None`` if this one cannot be cut by any."""
 
 RULES: dict[str, RuleFn] = {}
 """Primitive name to rule. Filled by the modules of this package when it is imported."""

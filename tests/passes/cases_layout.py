@@ -11,6 +11,7 @@ import numpy as np
 from cases_elementwise import bools, floats, ints
 from emulation import Case, Local, Shape
 from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
 
 
 def _reshape(local: Local, x: Any, dimensions: Shape | None = None) -> Any:
@@ -54,6 +55,32 @@ def _reshapes() -> Iterator[Case]:
     yield Case("reshape", _reshape, [bools(4, 6)], "boolean", local=True, shapes=((24,),))
     turned = partial(_reshape, dimensions=(1, 2, 0))
     yield Case("reshape", turned, [floats(4, 6, 2)], "turned", local=True, shapes=((12, 4),))
+
+
+def _custom(function: Callable[..., Any], rule: str, **special: Any) -> Callable[..., Any]:
+    custom = custom_partitioning(function)
+    custom.def_partition(lambda *asked: asked, sharding_rule=rule, **special)
+    return custom
+
+
+def _customs() -> Iterator[Case]:
+    x, w = floats(4, 2, 6), floats(6, 8)
+    for label, custom, args in (
+        ("", _custom(jnp.sin, "... -> ..."), [x]),
+        (
+            "product",
+            _custom(lambda x, w: x @ w, "... k, k j -> ... j", reduction_factors=("k",)),
+            [x, w],
+        ),
+        (
+            "kept",
+            _custom(lambda x: jnp.cumsum(x, 1), "i j -> i j", need_replication_factors=("j",)),
+            [w],
+        ),
+        ("merged", _custom(jnp.sin, "(a b) j -> (a b) j", a=2, b=3), [w]),
+        ("made", _custom(lambda x: (x, x[:, None] + jnp.ones(4)), "i -> i, i j"), [floats(6)]),
+    ):
+        yield Case("custom_partitioning", custom, args, label)
 
 
 def _layout() -> Iterator[Case]:
@@ -163,4 +190,4 @@ def _control() -> Iterator[Case]:
     yield Case("platform_index", _platform, [])
 
 
-CASES = [*_control(), *_reshapes(), *_layout(), *_slices(), *_reductions(), *_sorts()]
+CASES = [*_control(), *_customs(), *_reshapes(), *_layout(), *_slices(), *_reductions(), *_sorts()]

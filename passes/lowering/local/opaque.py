@@ -1,4 +1,6 @@
-"""A ``shard_map`` of the user's own: its body is what one device does, and runs as it stands."""
+"""What says itself how one device does its part: a ``shard_map`` or custom partitioning of the
+step's own.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,15 @@ from typing import Any
 import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.sharding import AbstractMesh, NamedSharding
 
 from autopar.core.compat import manual_axes
 from autopar.core.errors import LoweringError
+from autopar.core.layout import to_spec
 from autopar.passes.lowering.context import context_of
 from autopar.passes.lowering.local.site import Site, Values, bind, local
 from autopar.passes.rules import Region, rebuild, regions
+from autopar.passes.rules.build import shape_of
 from autopar.passes.simplify import simplify
 from autopar.passes.trace import source_line
 
@@ -39,6 +44,42 @@ def _shard_map(site: Site, operands: Values) -> list[Any]:
         )
     body = simplify(ClosedJaxpr(site.eqn.params["jaxpr"], ()))
     return _run(body.jaxpr, (*body.consts, *operands))
+
+
+@local("custom_partitioning")
+def _custom_partitioning(site: Site, operands: Values) -> list[Any]:
+    """Its partition function is asked how one device does its part."""
+    if site.replicated:
+        return site.bind(operands)
+    eqn, mesh = site.eqn, AbstractMesh(site.mesh.sizes, site.mesh.names)
+    in_tree, out_tree = eqn.params["in_tree"], eqn.params["out_tree"]
+    ins, outs = (
+        [
+            _placed(mesh, to_spec(lies, site.mesh, len(shape_of(atom))), atom)
+            for atom, lies in values
+        ]
+        for values in (
+            zip(eqn.invars, site.strategy.operands, strict=True),
+            zip(eqn.outvars, site.strategy.results, strict=True),
+        )
+    )
+    _, on_one_device, out_answers, in_answers = eqn.params["partition"](
+        *eqn.params["static_args"], mesh, in_tree.unflatten(ins), out_tree.unflatten(outs)
+    )
+    answers = (*in_tree.flatten_up_to(in_answers), *out_tree.flatten_up_to(out_answers))
+    for asked, answer in zip((*ins, *outs), answers, strict=True):
+        if not answer.is_equivalent_to(asked.sharding, len(asked.shape)):
+            raise LoweringError(
+                f"{source_line(eqn) or 'in the step'}: asked for {asked.sharding.spec}, which its "
+                "sharding_rule allows, the partition function of the custom_partitioning answers "
+                f"{answer.spec}; correct one of the two"
+            )
+    return jax.tree.leaves(on_one_device(*in_tree.unflatten(operands)))
+
+
+def _placed(mesh: AbstractMesh, spec: jax.P, atom: Any) -> jax.ShapeDtypeStruct:
+    aval = atom.aval
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=NamedSharding(mesh, spec))
 
 
 def _run(jaxpr: Jaxpr, args: Sequence[Any]) -> list[Any]:
