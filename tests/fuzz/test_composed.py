@@ -38,3 +38,23 @@ def test_a_region_and_its_gradient(name: str) -> None:
     options = (1, 4) if name == "scan" else ()
     body = (Instruction(name, (0,), options), Instruction("dot", (2, 1), (1, 0)))
     run(Composed(((8, 8), (8, 4)), body, name != "loop"), (2, 2), 1)
+
+
+def test_a_partial_value_split_in_blocks() -> None:
+    """Found by the long run: XLA rejected what its partitioner had made of the blocks."""
+    program = Composed(
+        shapes=((4, 8), (4, 4)),
+        body=(
+            Instruction(op="take", inputs=(1,), options=(78, 8)),
+            Instruction(op="halves", inputs=(1,), options=(0,)),
+            Instruction(op="scale", inputs=(3,), options=()),
+            Instruction(op="pool", inputs=(3,), options=(1,)),
+            Instruction(op="shift", inputs=(3,), options=(0,)),
+            Instruction(op="mean", inputs=(4,), options=(0,)),
+            Instruction(op="cumsum", inputs=(6,), options=(1,)),
+            Instruction(op="sum", inputs=(5,), options=(1,)),
+            Instruction(op="remat", inputs=(8,), options=()),
+        ),
+        differentiate=True,
+    )
+    run(program, (2, 2), 373)
