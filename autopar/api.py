@@ -280,7 +280,7 @@ class Parallelized(Generic[Args, Result]):
         except (OtherArguments, ValueError, TypeError):  # JAX may see before us that they differ
             if self._bound is not None and self._bound.accepts(args):
                 raise
-        return self._for(args, {}).call(*args)
+        return self._for(args, {}).first_call(*args)
 
     def plan(self, *args: Args.args, **kwargs: Args.kwargs) -> Plan:
         """The plan for arguments of these shapes (arrays or ``jax.ShapeDtypeStruct``)."""
@@ -355,4 +355,4 @@ class Parallelized(Generic[Args, Result]):
         return bound
 
     def _first_call(self, *args: Any) -> Any:
-        return self._bind(args).call(*args)
+        return self._bind(args).first_call(*args)

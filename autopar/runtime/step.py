@@ -65,6 +65,20 @@ class PlannedStep:
         leaves, tree = jax.tree.flatten(args)
         return tree == self.step.in_tree and all(map(_is_like, leaves, self.plan.inputs))
 
+    def first_call(self, *args: Any) -> Any:
+        """``call`` on arguments that no step has laid out yet.
+
+        What a step gives back has another type for JAX than what was never on the mesh, and ``jit``
+        would compile again for it. So what the next call takes from this one goes there now.
+        """
+        leaves, tree = jax.tree.flatten(args)
+        shardings = jax.tree.leaves(self.in_shardings)
+        state = sorted({source for _, source in self.step.ties})
+        placed = jax.device_put([leaves[i] for i in state], [shardings[i] for i in state])
+        for i, leaf in zip(state, placed, strict=True):
+            leaves[i] = leaf
+        return self.call(*jax.tree.unflatten(tree, leaves))
+
 
 def _is_like(leaf: Any, value: ValuePlan) -> bool:
     try:

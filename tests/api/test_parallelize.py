@@ -152,6 +152,16 @@ def test_a_function_that_returns_nothing_of_its_arguments() -> None:
     assert not placed["w"].is_deleted()
 
 
+def test_it_compiles_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Though the first state was never on the mesh, and the second comes from there."""
+    step, state = split(sgd_step), mlp_init(KEY)
+    with jax.log_compiles():
+        for _ in range(3):
+            state, _ = step(state, batch_of())
+    compiled = [one.getMessage() for one in caplog.records if "XLA compilation" in one.getMessage()]
+    assert sum("planned_step" in message for message in compiled) == 1
+
+
 def test_another_batch_size_is_planned_anew_once() -> None:
     told: list[str] = []
     step = autopar.parallelize(mesh=8, progress=told.append, donate=())(sgd_step)
