@@ -21,15 +21,17 @@ def fenced(eqn: JaxprEqn, strategy: Strategy) -> bool:
     """Whether the partitioner must be given no choice, as it makes wrong ones.
 
     It pads wrongly, or dies, where it cuts a dimension with negative or inner padding; and it may
-    slice a gather's operand for good that is cut along one axis while another leaves it open. On
-    windows that select, cut where the rule keeps them whole, it dies. Convolutions whose operands
-    it cuts in space, each along another axis, it sums twice. A partial value that is split in
-    blocks it may take for one of the blocks, and then XLA rejects the program it made. Of a custom
-    partitioning it may choose another strategy than was priced.
+    slice a gather's operand for good that is cut along one axis while another leaves it open, or
+    look up in one part of it alone. On windows that select, cut where the rule keeps them whole, it
+    dies. Convolutions whose operands it cuts in space, each along another axis, it sums twice. A
+    partial value that is split in blocks it may take for one of the blocks, and then XLA rejects
+    the program it made. Of a custom partitioning it may choose another strategy than was priced.
     """
     if eqn.primitive.name in _ALWAYS:
         return True
-    if eqn.primitive.name in ("gather", "conv_general_dilated", "split"):
+    if eqn.primitive.name == "gather":
+        return any(map(is_partial, (*strategy.operands, *strategy.results)))
+    if eqn.primitive.name in ("conv_general_dilated", "split"):
         return any(map(is_partial, strategy.operands))
     return eqn.primitive.name == "pad" and any(
         min(low, high) < 0 or inside for low, high, inside in eqn.params["padding_config"]

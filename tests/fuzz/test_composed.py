@@ -40,21 +40,51 @@ def test_a_region_and_its_gradient(name: str) -> None:
     run(Composed(((8, 8), (8, 4)), body, name != "loop"), (2, 2), 1)
 
 
-def test_a_partial_value_split_in_blocks() -> None:
-    """Found by the long run: XLA rejected what its partitioner had made of the blocks."""
-    program = Composed(
-        shapes=((4, 8), (4, 4)),
-        body=(
-            Instruction(op="take", inputs=(1,), options=(78, 8)),
-            Instruction(op="halves", inputs=(1,), options=(0,)),
-            Instruction(op="scale", inputs=(3,), options=()),
-            Instruction(op="pool", inputs=(3,), options=(1,)),
-            Instruction(op="shift", inputs=(3,), options=(0,)),
-            Instruction(op="mean", inputs=(4,), options=(0,)),
-            Instruction(op="cumsum", inputs=(6,), options=(1,)),
-            Instruction(op="sum", inputs=(5,), options=(1,)),
-            Instruction(op="remat", inputs=(8,), options=()),
+FOUND = {
+    "XLA rejected what its partitioner had made of blocks of a partial value": (
+        Composed(
+            shapes=((4, 8), (4, 4)),
+            body=(
+                Instruction(op="take", inputs=(1,), options=(78, 8)),
+                Instruction(op="halves", inputs=(1,), options=(0,)),
+                Instruction(op="scale", inputs=(3,), options=()),
+                Instruction(op="pool", inputs=(3,), options=(1,)),
+                Instruction(op="shift", inputs=(3,), options=(0,)),
+                Instruction(op="mean", inputs=(4,), options=(0,)),
+                Instruction(op="cumsum", inputs=(6,), options=(1,)),
+                Instruction(op="sum", inputs=(5,), options=(1,)),
+                Instruction(op="remat", inputs=(8,), options=()),
+            ),
+            differentiate=True,
         ),
-        differentiate=True,
-    )
-    run(program, (2, 2), 373)
+        (2, 2),
+        373,
+    ),
+    "a look-up in one part of the table": (
+        Composed(
+            shapes=((4, 4), (8, 4), (8, 8)),
+            body=(
+                Instruction(op="tanh", inputs=(1,), options=()),
+                Instruction(op="add", inputs=(2, 2), options=()),
+                Instruction(op="stride", inputs=(2,), options=(0,)),
+                Instruction(op="concatenate", inputs=(1, 1), options=(1,)),
+                Instruction(op="tile", inputs=(3,), options=(1,)),
+                Instruction(op="scan", inputs=(4,), options=(30, 4)),
+                Instruction(op="scan", inputs=(5,), options=(34, 8)),
+                Instruction(op="fill", inputs=(6,), options=(25, 4)),
+                Instruction(op="sin", inputs=(8,), options=()),
+                Instruction(op="shift", inputs=(11,), options=(0,)),
+                Instruction(op="dot", inputs=(10, 9), options=(0, 0)),
+            ),
+            differentiate=False,
+        ),
+        (2, 2, 2),
+        944,
+    ),
+}
+"""What the long run found wrong once: a program, a mesh and a seed each."""
+
+
+@pytest.mark.parametrize("why", FOUND)
+def test_what_the_long_run_found(why: str) -> None:
+    run(*FOUND[why])
