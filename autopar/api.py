@@ -1,4 +1,4 @@
-"""The public functions: plan a step, apply a plan, or both at once by decoration."""
+"""The public functions: plan a step, apply a plan, both at once by decoration, verify a plan."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from autopar.runtime import OtherArguments, PlannedStep, check_backend
 from autopar.search.cache import cached_search
 from autopar.search.options import Options, Progress
 from autopar.search.pins import following
+from autopar.verification import Report, check
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -180,6 +181,31 @@ def apply(
       ClusterError: there are fewer devices than the plan needs.
     """
     return Parallelized(step, plan, devices, backend, donate, {})
+
+
+def verify(
+    step: Callable[..., Any],
+    plan: Plan,
+    *args: Any,
+    backend: str = "cpu",
+    lowering: str = "jit",
+    donate: Sequence[int] = (0,),
+) -> Report:
+    """Compiles ``plan``, and sets what the compiler made of it beside what the plan predicts.
+
+    Args:
+      args: the step's arguments, as arrays or ``jax.ShapeDtypeStruct``.
+      backend: ``tpu`` compiles for the plan's own TPU slice, which need not be there (libtpu must).
+        ``cpu`` compiles for the devices of this process, emulated ones above all; given arrays, it
+        runs the step once on them and once on one device, and compares all results.
+      lowering: how the plan is carried out, ``jit`` or ``shard_map``.
+
+    Raises:
+      PlanError: the plan was made for another step.
+      ClusterError: too few devices, or no TPU slice such as the plan's.
+      OptionError: libtpu is missing, or an option is not one.
+    """
+    return check(step, plan, args, backend=backend, lowering=lowering, donate=donate)
 
 
 @overload

@@ -16,6 +16,7 @@ from autopar.cli.clusters import clusters
 from autopar.cli.compare import compare
 from autopar.cli.plan import plan
 from autopar.cli.train import train
+from autopar.cli.verify import verify
 from autopar.core.errors import AutoparError, InfeasibleError
 
 NOT_FEASIBLE, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -43,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (plan, train, compare, clusters):
+for command in (plan, train, compare, verify, clusters):
     app.command()(command)
 
 

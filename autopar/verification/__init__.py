@@ -1,0 +1,5 @@
+"""Holding a plan's prediction against the program that the compiler makes of the plan."""
+
+from autopar.verification.check import BACKENDS as BACKENDS
+from autopar.verification.check import check as check
+from autopar.verification.report import Report as Report

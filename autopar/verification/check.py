@@ -1,0 +1,90 @@
+"""Compiles a plan, and on emulated devices runs it, and says how the prediction fared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from autopar.core.errors import OptionError
+from autopar.core.plan import Plan
+from autopar.cost_model import Cluster
+from autopar.passes.trace import trace
+from autopar.runtime import PlannedStep
+from autopar.verification.hlo import read_program
+from autopar.verification.numerics import Numerics, compare
+from autopar.verification.report import Report, compiled_traffic, predicted_traffic
+from autopar.verification.topology import clock_hz, compiler_environment, topology_devices
+
+BACKENDS = ("cpu", "tpu")
+"""What to compile for: devices of this process, or the plan's TPU slice."""
+
+
+def check(
+    step: Callable[..., Any],
+    plan: Plan,
+    args: tuple[Any, ...],
+    *,
+    backend: str,
+    lowering: str,
+    donate: Sequence[int],
+) -> Report:
+    """The report of ``autopar.verify``."""
+    if backend not in BACKENDS:
+        raise OptionError(f"backend={backend!r} is not offered; choose one of cpu, tpu")
+    cluster = Cluster.from_dict(plan.cluster)
+    traced = trace(step, *args, donate=donate)
+    if backend == "tpu":
+        devices = topology_devices(cluster)
+        bound = PlannedStep(traced, plan, devices, lowering)
+        with compiler_environment():
+            compiled = bound.call.lower(*_abstract(args)).compile()
+        return _report(plan, cluster, compiled, backend, lowering, None)
+    bound = PlannedStep(traced, plan, None, lowering)
+    compiled = bound.call.lower(*_abstract(args)).compile()
+    concrete = all(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(args))
+    numerics = compare(step, bound, args) if concrete else None
+    return _report(plan, cluster, compiled, backend, lowering, numerics)
+
+
+def _abstract(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same without values, and without the devices they lie on."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.result_type(x)), args
+    )
+
+
+def _report(
+    plan: Plan,
+    cluster: Cluster,
+    compiled: Any,
+    backend: str,
+    lowering: str,
+    numerics: Numerics | None,
+) -> Report:
+    program = read_program(compiled.as_text(), plan.mesh)
+    cycles = program.cycles if backend == "tpu" else None
+    return Report(
+        target=str(cluster),
+        mesh=str(plan.mesh),
+        backend=backend,
+        lowering=lowering,
+        predicted_peak_bytes=plan.predicted.peak_bytes,
+        compiled_peak_bytes=_peak_bytes(compiled.memory_analysis(), backend),
+        available_bytes=cluster.chip.hbm_bytes,
+        predicted=predicted_traffic(plan, scatters=(backend, lowering) != ("cpu", "jit")),
+        compiled=compiled_traffic(program.collectives),
+        predicted_compute_s=plan.predicted.compute_s,
+        compiled_compute_s=None if cycles is None else cycles / clock_hz(cluster),
+        numerics=numerics,
+    )
+
+
+def _peak_bytes(memory: Any, backend: str) -> int:
+    """Arguments, results and the most temporaries live at once. XLA:CPU gives these apart."""
+    if backend == "tpu":
+        return memory.peak_memory_in_bytes
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes

@@ -1,0 +1,102 @@
+"""``autopar.verify``: a plan beside the program that the compiler makes of it."""
+
+import dataclasses
+import importlib.util
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from typer.testing import CliRunner
+
+import autopar
+from autopar.cli import app
+from autopar.core.errors import ClusterError, OptionError
+from autopar.cost_model import parse_cluster
+from autopar.verification import topology
+
+TPUS = autopar.Cluster.preset("tpu-v5e", (2, 4))
+
+
+def step(params: Any, x: jax.Array) -> Any:
+    def loss(p: Any) -> jax.Array:
+        return jnp.mean((jnp.tanh(x @ p["up"]) @ p["down"] - x) ** 2)
+
+    value, grads = jax.value_and_grad(loss)(params)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
+
+
+PARAMS = {"up": jnp.ones((64, 256)) / 64, "down": jnp.ones((256, 64)) / 256}
+ARGS = (PARAMS, jax.random.normal(jax.random.key(0), (512, 64)))
+
+
+@pytest.mark.parametrize("lowering", ["jit", "shard_map"])
+def test_emulated_devices_send_what_is_predicted_and_compute_the_same(lowering: str):
+    plan = autopar.plan(step, *ARGS, cluster=TPUS, mesh=8, search="fsdp")
+    report = autopar.verify(step, plan, *ARGS, lowering=lowering)
+    assert report.compiled
+    assert report.wire_error == 0
+    assert report.numerics is not None
+    assert report.numerics.results == 3
+    assert report.numerics.metrics_error < 1e-5
+    assert report.numerics.state_error < 1e-5
+    assert "bytes sent" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["wire_error"] == 0
+    assert not PARAMS["up"].is_deleted()
+
+
+def test_shapes_alone_are_compiled_but_not_run():
+    shapes = jax.eval_shape(lambda: ARGS)
+    plan = autopar.plan(step, *shapes, cluster=TPUS, mesh=8, search="data")
+    assert autopar.verify(step, plan, *shapes).numerics is None
+
+
+def test_other_errors_are_said():
+    plan = autopar.plan(step, *ARGS, cluster=TPUS, mesh=8, search="data")
+    with pytest.raises(OptionError, match="backend='gpu' is not offered"):
+        autopar.verify(step, plan, *ARGS, backend="gpu")
+    gpus = autopar.plan(step, *ARGS, cluster=parse_cluster("h100:8"), search="data")
+    with pytest.raises(ClusterError, match="h100:8 is made of 'h100'"):
+        autopar.verify(step, gpus, *ARGS, backend="tpu")
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    with pytest.raises(OptionError, match=r"install autopar\[tpu\]"):
+        topology.topology_devices(TPUS)
+
+
+@pytest.mark.slow
+def test_tpu_compiler_refuses_slices_that_do_not_exist():
+    pytest.importorskip("libtpu")
+    strange = dataclasses.replace(TPUS, shape=(1000, 1000))
+    with pytest.raises(ClusterError, match="refuses the topology v5e:1000x1000"):
+        topology.topology_devices(strange)
+
+
+@pytest.mark.slow
+def test_tpu_programs_send_what_is_predicted():
+    pytest.importorskip("libtpu")
+    plan = autopar.plan(step, *ARGS, cluster=TPUS, mesh=8, search="data")
+    report = autopar.verify(step, plan, *ARGS, backend="tpu", lowering="shard_map")
+    assert report.compiled_compute_s
+    assert report.wire_error == pytest.approx(0, abs=0.01)
+
+
+def test_the_command_prints_a_table_or_json(tmp_path: Any):
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["verify", *arguments], catch_exceptions=False)
+
+    tiny = ("mlp:tiny", "--batch", "64")
+    saved = tmp_path / "plan.json"
+    plan = (*tiny, "--cluster", "tpu-v5e:2x4", "--search", "data")
+    CliRunner().invoke(app, ["plan", *plan, "--save", str(saved)])
+    shown = run(*tiny, "--plan", str(saved))
+    assert shown.exit_code == 0, shown.output
+    assert "all-reduce over data" in shown.stdout
+    assert json.loads(run(*plan, "--json").stdout)["wire_error"] == pytest.approx(0)
+    refused = run(*plan, "--plan", str(saved))
+    assert refused.exit_code == 2
+    assert "leave out --cluster" in refused.stderr
