@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jax._src import source_info_util
+from jax._src.ad_checkpoint import remat_p as remat_p
 from jax._src.named_sharding import UnspecifiedValue
-from jax.extend.core import DropVar, JaxprEqn, Var
+from jax.extend.core import DropVar as DropVar
+from jax.extend.core import JaxprEqn, Var
 
 if TYPE_CHECKING:  # JAX exports both untyped
     PyTreeDef: TypeAlias = Any
