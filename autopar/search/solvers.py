@@ -6,6 +6,7 @@ the search calls.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import itertools
@@ -35,33 +36,56 @@ def default_solver() -> Solver:
     return toulbar2 if importlib.util.find_spec("pytoulbar2") else highs
 
 
-RESOLUTION = 5_000_000
-"""Units into which toulbar2's objective is divided. Its bounds tighten by halving a threshold, so
-whole nanoseconds cost it 20 s where this costs 0.4; and a plan within 1e-4 is as good as best."""
+RESOLUTIONS = (20_000, 5_000_000)
+"""Units into which toulbar2's objective is divided, pass by pass: the first finds a plan, the last
+proves it or betters it. Its bounds tighten by halving a threshold, so whole nanoseconds cost 20 s
+where this costs 0.4; and a good plan to beat saves nine tenths where most costs are latencies."""
+
+CLOSE = 1e-3
+"""Share of the objective that may stay unproven of a large network with limits."""
+
+TRWS_ACCURACY = 1e-3
+"""Relative progress of message passing at which the search begins; ten times that where the search
+has yet to find a plan."""
 
 
 def toulbar2(network: Network, seconds: float) -> Solution:
     """Exact branch and bound with soft local consistency (Hurley et al. 2016), by toulbar2.
 
-    Costs are rounded *down* to ``1 / RESOLUTION`` of the objective, so the bound holds for the
-    exact costs too; the choice found is then improved under the exact costs. ``optimal`` means
-    proven best under the rounded costs; ``bound`` says what that leaves open. Under limits a large
-    network is solved to a thousandth: measured on a GPT's step that takes 0.5 s, and a proof of
-    the optimum more than a minute.
+    Costs are rounded *down* to a unit, a share of the objective, so the bound holds for the exact
+    costs too; the choice found is then improved under the exact costs. ``optimal`` means proven
+    best under the rounded costs; ``bound`` says what that leaves open. Under limits a large network
+    is solved to a thousandth: measured on a GPT's step that takes 0.5 s, and a proof of the optimum
+    more than a minute.
     """
     if not network.unary:
         return Solution((), network.offset, network.offset, "optimal")
+    start = descend(network, [int(costs.argmin()) for costs in network.unary])
+    deadline = time.monotonic() + seconds
+    best, bound = Solution(None, FORBIDDEN, 0, "unknown"), 0
+    for turn, resolution in enumerate(RESOLUTIONS):
+        unit = max(1, _in_units(network, best.choice or start, 1) // resolution)
+        left = (deadline - time.monotonic()) / (len(RESOLUTIONS) - turn)
+        best = _pass(network, unit, best.choice, left)
+        bound = max(bound, best.bound)
+        if best.status == "infeasible" or unit == 1:
+            break
+    return dataclasses.replace(best, bound=min(bound, best.cost))
+
+
+def _pass(network: Network, unit: int, known: tuple[int, ...] | None, seconds: float) -> Solution:
+    """One run of toulbar2, with costs in ``unit``; ``known`` is an assignment that it may better."""
     import pytoulbar2
 
-    first = descend(network, [int(costs.argmin()) for costs in network.unary])
-    unit = max(1, _allowed_cost(network, first) // RESOLUTION)
-    close = RESOLUTION // 1000 if network.limits and unit > 1 else 0
     limit_s = max(1, math.ceil(seconds))
     began = time.process_time()
     # Options outlive a network; one that toulbar2 had set by itself made the next solve wrong.
     importlib.import_module("pytoulbar2.pytb2").init()
-    cfn = pytoulbar2.CFN(vac=1, seed=1)
-    cfn.Option.absgap = close
+    most = None if known is None else _in_units(network, known, unit)
+    cfn = pytoulbar2.CFN(None if most is None else most + 1, vac=1, seed=1)
+    scale = RESOLUTIONS[0] if most is None else most
+    close = cfn.Option.absgap = int(CLOSE * scale) if network.limits and unit > 1 else 0
+    cfn.Option.trwsAccuracy = TRWS_ACCURACY * (10 if known is None else 1)
     try:
         _post(cfn, network, unit)
         found = cfn.Solve(timeLimit=limit_s)
@@ -73,23 +97,23 @@ def toulbar2(network: Network, seconds: float) -> Solution:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)  # its timer would go on, and end the process
     ended = time.process_time() - began < limit_s  # nothing else stops it; it counts so too
     bound = network.offset + math.ceil(cfn.GetDDualBound() - 0.5) * unit
-    if found is None:
+    if found is None and known is None:
         return Solution(None, FORBIDDEN, bound, "infeasible" if ended else "unknown")
-    rounded = network.offset + round(found[1]) * unit
+    rounded = network.offset + round(found[1] if found else most or 0) * unit
     if ended and not close:
         bound = rounded  # what it reports may be older than the end of its search
-    choice = descend(network, [int(value) for value in found[0]])
+    choice = descend(network, [int(value) for value in found[0]] if found else known or ())
     cost = network.cost(choice)
     if cost >= FORBIDDEN // 2:
         return Solution(None, FORBIDDEN, bound, "infeasible")
     return Solution(choice, cost, min(bound, cost), "optimal" if bound >= rounded else "feasible")
 
 
-def _allowed_cost(network: Network, choice: Sequence[int]) -> int:
-    """The objective without its constant and what is forbidden: its order of magnitude."""
+def _in_units(network: Network, choice: Sequence[int], unit: int) -> int:
+    """The objective in units, term by term, without its constant and what is forbidden."""
     terms = [int(costs[value]) for costs, value in zip(network.unary, choice, strict=True)]
     terms += [int(table[choice[i], choice[j]]) for (i, j), table in network.pairs.items()]
-    return sum(term for term in terms if term < FORBIDDEN // 2)
+    return sum(term // unit for term in terms if term < FORBIDDEN // 2)
 
 
 _NEVER = 1000 * FORBIDDEN

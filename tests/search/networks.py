@@ -17,7 +17,7 @@ def random_network(
     """A network of up to ``most`` variables of up to four values, ties and zero costs included."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 5, rng.integers(1, most + 1)).tolist()
-    top = int(rng.choice([3, 50, 10**4]))  # small costs make ties; all are below RESOLUTION: exact
+    top = int(rng.choice([3, 50, 10**4]))  # small costs make ties; all are below RESOLUTIONS: exact
 
     def costs(*shape: int) -> IntArray:
         drawn = rng.integers(0, top, shape)

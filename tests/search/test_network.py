@@ -96,7 +96,7 @@ def test_shrink_is_idempotent_and_settles_trees(network: Network) -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(networks)
 def test_costs_of_seconds_are_bounded_honestly(network: Network) -> None:
-    """Beyond ``RESOLUTION`` toulbar2 rounds down: its bound must hold for the exact costs."""
+    """Beyond ``RESOLUTIONS`` toulbar2 rounds down: its bound must hold for the exact costs."""
     large = dataclasses.replace(
         network,
         unary=tuple(_enlarge(costs) for costs in network.unary),
