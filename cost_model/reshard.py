@@ -33,6 +33,7 @@ The closure over all layouts is Floyd-Warshall in min-plus matrices: built in ``
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -184,13 +185,18 @@ class Resharder:
         np.fill_diagonal(steps, 0.0)
         for axis in range(axes):
             stride = radix ** (axes - 1 - axis)
-            for old, new in np.ndindex(radix, radix):
-                rows = np.flatnonzero(
-                    (codes[axis] == old) & legal & ~_blocked(codes[axis + 1 :], choices, (old, new))
-                )
+            later = [np.any(codes[axis + 1 :] == code, axis=0) for code in range(radix)]
+            for old, new in itertools.permutations(range(radix), 2):
+                if step_kind(choices[old], choices[new]) is None:
+                    continue
+                free = legal & (codes[axis] == old)
+                for code in (old, new):  # no later axis may split what the step gathers or splits
+                    if isinstance(choices[code], Split):
+                        free &= ~later[code]
+                rows = np.flatnonzero(free)
                 cols = rows + (new - old) * stride
                 cost = self._step_seconds(axis, choices[old], choices[new], local[rows], coalesced)
-                if old != new and cost is not None:
+                if cost is not None:
                     ok = legal[cols]
                     steps[rows[ok], cols[ok]] = cost[ok]
         keep = np.flatnonzero(legal)
@@ -263,14 +269,6 @@ def step_kind(old: Placement, new: Placement) -> StepKind | None:
             return "mask"
         case _:
             return None
-
-
-def _blocked(
-    later: NDArray[np.intp], choices: tuple[Placement, ...], touched: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """Layouts in which a later axis splits a dimension that the step gathers or splits."""
-    splits = [code for code in touched if isinstance(choices[code], Split)]
-    return np.any(np.isin(later, splits), axis=0)
 
 
 def _mixed(codes: NDArray[np.intp], choices: tuple[Placement, ...]) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ a class becomes a unary cost.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ from autopar.search.domains import Domain, Domains, State, partial_ops, shifted
 from autopar.search.graph import Edge, Graph, Node
 from autopar.search.network import FORBIDDEN, IntArray, Network, add_pair, to_ticks
 from autopar.search.operations import Operation, without_rule
-from autopar.search.quotient import classes, number
+from autopar.search.quotient import classes, number, numbered
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,7 @@ class _Assembler:
     _partials: dict[tuple[int, int], frozenset[str]] = field(default_factory=dict)
     _seconds: dict[Hashable, IntArray] = field(default_factory=dict)
     _tables: dict[Hashable, IntArray] = field(default_factory=dict)
+    _ends: dict[Hashable, _End] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._made = Domains(self.mesh)
@@ -193,9 +194,9 @@ class _Assembler:
         key = ("input", node.shape, size, domain)
         if key not in self._seconds:
             # A re-layout between rest and use, light and waited for by nobody else: coalesced.
-            rests = [state.operands[0] for state in domain]
-            uses = [state.results[0] for state in domain]
-            table = self._reshard(node.shape, size, tuple(rests), tuple(uses), True)
+            rests = _End.of([state.operands[0] for state in domain])
+            uses = _End.of([state.results[0] for state in domain])
+            table = self._reshard(node.shape, size, rests, uses, True)
             self._seconds[key] = np.ascontiguousarray(table.diagonal())
         return domain, (str(node.var.aval), resting, shared), self._seconds[key]
 
@@ -228,15 +229,10 @@ class _Assembler:
         unary: dict[int, IntArray] = {}
         for variable, cost in zip(variables, self.costs, strict=True):
             unary[variable] = unary[variable] + cost if variable in unary else cost
-        merged: dict[tuple[object, ...], list[Edge]] = defaultdict(list)
-        for edge in self.graph.edges:
-            merged[variables[edge.src], variables[edge.dst], *edge.use].append(edge)
         pairs: dict[tuple[int, int], IntArray] = {}
-        for edges in merged.values():
-            edge = edges[0]
+        for edge, weight in alike_edges(self.graph, variables):
             src, dst = variables[edge.src], variables[edge.dst]
-            table = self._edge_table(edge)
-            weighted = np.minimum(table * sum([e.weight for e in edges]), FORBIDDEN)
+            weighted = np.minimum(self._edge_table(edge) * weight, FORBIDDEN)
             if src == dst:
                 unary[src] = np.minimum(unary[src] + weighted.diagonal(), FORBIDDEN)
             else:
@@ -246,28 +242,52 @@ class _Assembler:
     def _edge_table(self, edge: Edge) -> IntArray:
         """Price of the re-layout for every pair of states of the two ends."""
         is_input = self.graph.nodes[edge.dst].kind == "input"
-        slot = 0 if is_input else edge.slot
-        left = tuple(
-            [shifted(s.results[edge.port], edge.src_shift) for s in self.domains[edge.src]]
-        )
-        right = tuple([shifted(s.operands[slot], edge.dst_shift) for s in self.domains[edge.dst]])
-        return self._reshard(edge.shape, edge.itemsize, left, right, edge.coalesced)
+        left = self._end(edge.src, False, edge.port, edge.src_shift)
+        right = self._end(edge.dst, True, 0 if is_input else edge.slot, edge.dst_shift)
+        key = (edge.shape, edge.itemsize, id(left), id(right), edge.coalesced)
+        if key not in self._tables:
+            self._tables[key] = self._reshard(
+                edge.shape, edge.itemsize, left, right, edge.coalesced
+            )
+        return self._tables[key]
+
+    def _end(self, node: int, reads: bool, place: int, shift: int) -> _End:
+        """The layouts of an operand or result of a node in each of its states."""
+        domain = self.domains[node]
+        key = (id(domain), reads, place, shift)
+        if key not in self._ends:
+            sides = [state.operands if reads else state.results for state in domain]
+            self._ends[key] = _End.of([shifted(side[place], shift) for side in sides])
+        return self._ends[key]
 
     def _reshard(
-        self,
-        shape: tuple[int, ...],
-        size: int,
-        left: tuple[Layout, ...],
-        right: tuple[Layout, ...],
-        coalesced: bool,
+        self, shape: tuple[int, ...], size: int, left: _End, right: _End, coalesced: bool
     ) -> IntArray:
-        key = (shape, size, left, right, coalesced)
-        if key not in self._tables:
-            rows, row_of = _distinct(left)
-            cols, col_of = _distinct(right)
-            seconds = self.resharder.matrix(shape, size, rows, cols, coalesced=coalesced)
-            self._tables[key] = to_ticks(seconds)[np.ix_(row_of, col_of)]
-        return self._tables[key]
+        seconds = self.resharder.matrix(shape, size, left.layouts, right.layouts, coalesced)
+        return to_ticks(seconds)[np.ix_(left.of_state, right.of_state)]
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """One end of an edge: its distinct ``layouts``, and which of them each state has."""
+
+    layouts: tuple[Layout, ...]
+    of_state: IntArray
+
+    @classmethod
+    def of(cls, layouts: Sequence[Layout]) -> _End:
+        return cls(tuple(dict.fromkeys(layouts)), np.array(number(layouts), np.int64))
+
+
+def alike_edges(graph: Graph, variables: Sequence[int]) -> Iterator[tuple[Edge, int]]:
+    """One edge of each group that join the same variables in the same way, and their weights' sum."""
+    ends = np.array(variables, np.int64)[graph.ends]
+    count, kinds = len(variables), len(graph.edges) + 1
+    groups, first = numbered((ends[:, 0] * count + ends[:, 1]) * kinds + graph.uses)
+    weights = np.zeros(len(first), np.int64)
+    np.add.at(weights, groups, np.array([edge.weight for edge in graph.edges], np.int64))
+    for place, weight in zip(first.tolist(), weights.tolist(), strict=True):
+        yield graph.edges[place], weight
 
 
 def _feeders(graph: Graph) -> dict[int, list[tuple[int, int]]]:
@@ -290,7 +310,3 @@ def _per_axis(domain: Domain, count: int) -> IntArray:
         for axis in range(count)
     ]
     return np.array(number(does), np.int64).reshape(-1, count)
-
-
-def _distinct(layouts: tuple[Layout, ...]) -> tuple[list[Layout], list[int]]:
-    return list(dict.fromkeys(layouts)), number(layouts)

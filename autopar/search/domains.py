@@ -6,6 +6,7 @@ is a layout. A state of an input is a pair: its layout at rest, and the one it h
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -91,27 +92,28 @@ def refines(rest: Layout, use: Layout) -> bool:
 
 def _joint_states(rule: FactorRule, mesh: MeshSpec) -> Iterable[State]:
     """One strategy per axis, kept where factors divide and partials agree; best of equals."""
-    single = axis_strategies(rule)
+    fits = functools.cache(lambda factors: _fits(rule, factors, mesh))
+    reductions = {s: _reductions((*s.operands, *s.results)) for s in axis_strategies(rule)}
     found: dict[tuple[object, object], State] = {}
-    for combination in itertools.product(single, repeat=len(mesh.axes)):
-        if not _fits(rule, combination, mesh):
+    for combination in itertools.product(reductions, repeat=len(mesh.axes)):
+        factors = tuple([s.factor for s in combination])
+        if not fits(factors):
             continue
-        operands = tuple(
-            tuple(s.operands[i] for s in combination) for i in range(len(rule.operands))
-        )
-        results = tuple(tuple(s.results[i] for s in combination) for i in range(len(rule.results)))
-        if any(_mixed(layout) for layout in (*operands, *results)):
+        operands = tuple(zip(*[s.operands for s in combination], strict=True))
+        results = tuple(zip(*[s.results for s in combination], strict=True))
+        mixable = sum([bool(reductions[s]) for s in combination]) > 1
+        if mixable and any(len(_reductions(layout)) > 1 for layout in (*operands, *results)):
             continue
-        state = State(operands, results, tuple(s.factor for s in combination))
-        found.setdefault((operands, results), state)
+        found.setdefault((operands, results), State(operands, results, factors))
     return found.values()
 
 
-def _fits(rule: FactorRule, combination: Sequence[AxisStrategy], mesh: MeshSpec) -> bool:
+def _fits(rule: FactorRule, factors: Sequence[str | None], mesh: MeshSpec) -> bool:
+    """Whether the axes divide the factors they cut, and cut no dimension of a value twice."""
     cut: dict[str, int] = {}
-    for strategy, axis in zip(combination, mesh.axes, strict=True):
-        if strategy.factor is not None:
-            cut[strategy.factor] = cut.get(strategy.factor, 1) * axis.size
+    for factor, axis in zip(factors, mesh.axes, strict=True):
+        if factor is not None:
+            cut[factor] = cut.get(factor, 1) * axis.size
     if not all(rule.size(factor) % ways == 0 for factor, ways in cut.items()):
         return False
     return _one_per_dim(rule, cut)
@@ -124,8 +126,8 @@ def _one_per_dim(rule: FactorRule, cut: dict[str, int]) -> bool:
     )
 
 
-def _mixed(layout: Layout) -> bool:
-    return len({p.op for p in layout if isinstance(p, Partial)}) > 1
+def _reductions(placements: Iterable[Placement]) -> frozenset[str]:
+    return frozenset(p.op for p in placements if isinstance(p, Partial))
 
 
 def _layouts(shape: tuple[int, ...], partial: frozenset[str], mesh: MeshSpec) -> Iterable[Layout]:
@@ -134,7 +136,7 @@ def _layouts(shape: tuple[int, ...], partial: frozenset[str], mesh: MeshSpec) ->
     choices: list[Placement] = [B, *(Split(d) for d in dims if shape[d] > 1)]
     choices += [Partial(op) for op in sorted(partial)]
     for layout in itertools.product(choices, repeat=len(mesh.axes)):
-        if not _mixed(layout) and divides(shape, layout, mesh):
+        if len(_reductions(layout)) <= 1 and divides(shape, layout, mesh):
             yield layout
 
 

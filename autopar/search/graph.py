@@ -18,14 +18,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal as OneOf
+from typing import NamedTuple
 
+import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from numpy.typing import NDArray
 
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.passes.rules import Link, Region, regions
 from autopar.passes.trace import Step
 
 Atom = Var | Literal
+IntArray = NDArray[np.int64]
 NodeKind = OneOf["input", "op", "hub", "output"]
 
 HEAVY = frozenset(
@@ -34,8 +38,7 @@ HEAVY = frozenset(
 """Primitives that anchor the forward and backward pass; what only light work follows is a tail."""
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """One choice of the plan. ``name`` is stable: ``in:3``, ``12``, ``30/body/4``, and for hubs
     ``12.0`` (a result), ``30/body.in2`` and ``30.out1`` (what crosses a loop's border).
     """
@@ -49,8 +52,7 @@ class Node:
     shape: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(NamedTuple):
     """A use of result ``port`` of node ``src`` as operand ``slot`` of node ``dst``.
 
     ``src_shift`` (``dst_shift``) is 1 where that end sees the value without its leading loop
@@ -77,8 +79,7 @@ class Edge:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """Where a value comes from: result ``port`` of ``node``; ``shift`` as in ``Edge``."""
 
     node: int
@@ -95,6 +96,8 @@ class Graph:
       shared_inputs: indices of ``input`` nodes that several nodes read.
       tails: for each node, whether only light work follows it: the optimiser's side of the step.
       heads: for each node, whether only light work on inputs precedes it: weights and their casts.
+      ends: ``[edge, 2]``: the nodes of each edge, ``src`` and ``dst``.
+      uses: for each edge, a number; equal ones for equal ``Edge.use``.
     """
 
     nodes: tuple[Node, ...]
@@ -103,15 +106,16 @@ class Graph:
     shared_inputs: frozenset[int]
     tails: tuple[bool, ...]
     heads: tuple[bool, ...]
+    ends: IntArray
+    uses: IntArray
 
 
-@dataclass(slots=True)
-class _Use:
+class _Use(NamedTuple):
     var: Var
     dst: int
     slot: int
     weight: int
-    shift: int
+    shift: int = 0
 
 
 @dataclass(slots=True)
@@ -217,51 +221,49 @@ def _hub(builder: _Builder, var: Var, name: str, trips: int) -> int:
 
 def _finish(builder: _Builder) -> Graph:
     """Gives every op result with several uses its hub, then turns uses into edges."""
+    nodes, sources = builder.nodes, builder.sources
     by_source: dict[tuple[int, int], list[_Use]] = defaultdict(list)
     for use in builder.uses:
-        source = builder.sources[use.var]
+        source = sources[use.var]
         by_source[source.node, source.port].append(use)
     edges: list[Edge] = []
     shared: set[int] = set()
     tails = _tails(builder)
-    for (index, port), uses in sorted(by_source.items()):
-        node = builder.nodes[index]
-        source = builder.sources[uses[0].var]
-        readers = [use for use in uses if builder.nodes[use.dst].kind != "input"]
-        if node.kind == "input" and len(readers) > 1:
+    for (index, port), uses in sorted(by_source.items(), key=_first):
+        node, var = nodes[index], uses[0].var
+        origin, shift = index, sources[var].shift
+        if node.kind == "input" and sum([nodes[use.dst].kind != "input" for use in uses]) > 1:
             shared.add(index)
         if node.kind == "op" and len(uses) > 1:
-            var = uses[0].var
-            hub = builder.add("hub", f"{node.name}.{port}", node.trips, var)
-            late = all(tails[use.dst] for use in uses)
+            origin = builder.add("hub", f"{node.name}.{port}", node.trips, var)
+            late = all([tails[use.dst] for use in uses])
             tails.append(late)
-            edges.append(_edge(source, _Use(var, hub, 0, node.trips, 0), late))
-            source = Source(hub, 0)
-            builder.sources[var] = source
+            edges.append(_edge(index, port, shift, _Use(var, origin, 0, node.trips), late))
+            sources[var] = Source(origin, 0)
+            port = 0
         for use in uses:
-            if use.dst == source.node:
+            if use.dst == origin:
                 continue  # an input handed back unchanged
-            rests = builder.nodes[use.dst].kind == "input"  # the step is over: nothing waits
+            rests = nodes[use.dst].kind == "input"  # the step is over: nothing waits
             light = node.kind == "input" or rests or tails[use.dst]
-            origin = Source(source.node, source.port, builder.sources[use.var].shift)
-            edges.append(_edge(origin, use, light))
-    nodes = tuple(builder.nodes)
+            edges.append(_edge(origin, port, sources[use.var].shift, use, light))
+    ends = np.array([(edge.src, edge.dst) for edge in edges], np.int64).reshape(-1, 2)
+    kinds: dict[object, int] = {}
+    numbers = np.array([kinds.setdefault(edge.use, len(kinds)) for edge in edges], np.int64)
     heads = _heads(nodes, edges)
-    return Graph(nodes, tuple(edges), builder.sources, frozenset(shared), tuple(tails), heads)
+    fixed = tuple(nodes), tuple(edges), sources, frozenset(shared), tuple(tails)
+    return Graph(*fixed, heads, ends, numbers)
 
 
-def _edge(source: Source, use: _Use, coalesced: bool) -> Edge:
+def _first(item: tuple[tuple[int, int], object]) -> tuple[int, int]:
+    return item[0]
+
+
+def _edge(src: int, port: int, shift: int, use: _Use, coalesced: bool) -> Edge:
+    aval = use.var.aval
     return Edge(
-        source.node,
-        source.port,
-        use.dst,
-        use.slot,
-        shape_of(use.var.aval),
-        itemsize(use.var.aval),
-        use.weight,
-        source.shift,
-        use.shift,
-        coalesced,
+        *(src, port, use.dst, use.slot, shape_of(aval), itemsize(aval)),
+        *(use.weight, shift, use.shift, coalesced),
     )
 
 

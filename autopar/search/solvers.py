@@ -74,7 +74,7 @@ def toulbar2(network: Network, seconds: float) -> Solution:
 
 
 def _pass(network: Network, unit: int, known: tuple[int, ...] | None, seconds: float) -> Solution:
-    """One run of toulbar2, with costs in ``unit``; ``known`` is an assignment that it may better."""
+    """One run of toulbar2, costs in ``unit``; ``known`` is an assignment that it may better."""
     import pytoulbar2
 
     limit_s = max(1, math.ceil(seconds))
