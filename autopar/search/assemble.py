@@ -280,7 +280,7 @@ class _End:
 
 
 def alike_edges(graph: Graph, variables: Sequence[int]) -> Iterator[tuple[Edge, int]]:
-    """One edge of each group that join the same variables in the same way, and their weights' sum."""
+    """One edge of each group that joins the same variables in the same way; the sum of weights."""
     ends = np.array(variables, np.int64)[graph.ends]
     count, kinds = len(variables), len(graph.edges) + 1
     groups, first = numbered((ends[:, 0] * count + ends[:, 1]) * kinds + graph.uses)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from autopar.core.layout import B, Layout, Partial, Placement, Split, divides
 from autopar.core.mesh import MeshSpec
-from autopar.passes.rules import AxisStrategy, FactorRule, axis_strategies
+from autopar.passes.rules import FactorRule, axis_strategies
 
 
 @dataclass(frozen=True, slots=True)

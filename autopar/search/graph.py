@@ -236,7 +236,7 @@ def _finish(builder: _Builder) -> Graph:
             shared.add(index)
         if node.kind == "op" and len(uses) > 1:
             origin = builder.add("hub", f"{node.name}.{port}", node.trips, var)
-            late = all([tails[use.dst] for use in uses])
+            late = all(tails[use.dst] for use in uses)
             tails.append(late)
             edges.append(_edge(index, port, shift, _Use(var, origin, 0, node.trips), late))
             sources[var] = Source(origin, 0)
