@@ -43,7 +43,7 @@ class Node(NamedTuple):
     ``12.0`` (a result), ``30/body.in2`` and ``30.out1`` (what crosses a loop's border).
     """
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  (a tuple method; unused)
     kind: NodeKind
     name: str
     trips: int
