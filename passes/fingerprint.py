@@ -1,6 +1,6 @@
 """A text of a jaxpr that is the same in every process, and its hash.
 
-Variables are numbered in the order they are bound. Functions among the parameters count by name;
+Variables are numbered in the order they are bound in their jaxpr. Functions among the parameters count by name;
 memory addresses, file names and source lines do not count.
 """
 
@@ -11,7 +11,7 @@ import enum
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -33,58 +33,64 @@ def fingerprint(closed: ClosedJaxpr, extra: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def signature(eqn: JaxprEqn) -> str:
-    """Text equal for equations that do the same to values of the same shapes and dtypes."""
-    params = _Writer().params(eqn)
-    operands = " ".join([aval_text(atom.aval) for atom in eqn.invars])
-    results = " ".join([aval_text(var.aval) for var in eqn.outvars])
-    return f"{eqn.primitive.name}[{params}] {operands} -> {results}"
-
-
 def canonical_lines(closed: ClosedJaxpr) -> Iterator[str]:
     """The program as text, one line per equation."""
-    writer = _Writer()
+    signatures = Signatures()
     for const in closed.consts:
-        yield f"const {writer.value(const)}"
-    yield from writer.lines(closed.jaxpr)
+        yield f"const {signatures.value(const)}"
+    yield from signatures.lines(closed.jaxpr)
 
 
-class _Writer:
-    """Writes jaxprs; numbers variables as it goes."""
+class Signatures:
+    """Texts that are equal for equations that do the same to values of the same shapes and dtypes.
+
+    A program repeats itself: what is known to be like an earlier equation is not written again.
+    """
 
     def __init__(self) -> None:
-        self._numbers: dict[Var, int] = {}
+        self._known: dict[Hashable, str] = {}
+
+    def of(self, eqn: JaxprEqn) -> str:
+        """The signature of ``eqn``."""
+        ends = (*eqn.invars, None, *eqn.outvars)
+        values = tuple(eqn.params.values())
+        key = (eqn.primitive, *eqn.params, *values, *[end and end.aval for end in ends])
+        if not _INEXACT.isdisjoint(map(type, values)):
+            return self._text(eqn)
+        try:
+            found = self._known.get(key)
+        except TypeError:  # a parameter that cannot be hashed
+            return self._text(eqn)
+        if found is None:
+            found = self._known[key] = self._text(eqn)
+        return found
+
+    def _text(self, eqn: JaxprEqn) -> str:
+        params = self.items((str(k), v) for k, v in eqn.params.items())
+        operands = " ".join([aval_text(atom.aval) for atom in eqn.invars])
+        results = " ".join([aval_text(var.aval) for var in eqn.outvars])
+        return f"{eqn.primitive.name}[{params}] {operands} -> {results}"
 
     def lines(self, jaxpr: Jaxpr) -> Iterator[str]:
-        yield f"in {self._binders((*jaxpr.constvars, *jaxpr.invars))}"
+        """The equations of ``jaxpr``, what they read by the number of the value."""
+        inputs = (*jaxpr.constvars, *jaxpr.invars)
+        numbers: dict[Var, str] = {var: str(number) for number, var in enumerate(inputs)}
+        yield f"in {' '.join([aval_text(var.aval) for var in inputs])}"
         for eqn in jaxpr.eqns:
-            yield self._eqn(eqn)
-        yield f"out {self._atoms(jaxpr.outvars)}"
+            yield f"{self._atoms(eqn.invars, numbers)} {self.of(eqn)}"
+            for var in eqn.outvars:
+                numbers[var] = str(len(numbers))
+        yield f"out {self._atoms(jaxpr.outvars, numbers)}"
 
-    def _eqn(self, eqn: JaxprEqn) -> str:
-        operands = self._atoms(eqn.invars)
-        params = self.params(eqn)
-        return f"{self._binders(eqn.outvars)} = {eqn.primitive.name}[{params}] {operands}"
-
-    def _binders(self, variables: Sequence[Var]) -> str:
-        for var in variables:
-            self._numbers.setdefault(var, len(self._numbers))
-        return " ".join(f"{self._numbers[v]}:{aval_text(v.aval)}" for v in variables)
-
-    def _atoms(self, atoms: Sequence[Var | Literal]) -> str:
+    def _atoms(self, atoms: Sequence[Var | Literal], numbers: Mapping[Var, str]) -> str:
         return " ".join(
-            self.value(atom.val) + ":" + aval_text(atom.aval)
-            if isinstance(atom, Literal)
-            else str(self._numbers[atom])
-            for atom in atoms
+            [
+                f"{self.value(atom.val)}:{aval_text(atom.aval)}"
+                if isinstance(atom, Literal)
+                else numbers[atom]
+                for atom in atoms
+            ]
         )
-
-    def params(self, eqn: JaxprEqn) -> str:
-        """Parameters as text. Plain ones, of which most equations have the same few, only once."""
-        items = tuple(eqn.params.items())
-        if all(map(_is_plain, eqn.params.values())):
-            return _plain_text(eqn.primitive.name, items)
-        return self.items((str(k), v) for k, v in items)
 
     def items(self, items: Iterable[tuple[str, Any]]) -> str:
         """Named values, sorted by name."""
@@ -130,18 +136,8 @@ class _Writer:
         return _PATH.sub("", _ADDRESS.sub("", str(value)))
 
 
-_PLAIN = (type(None), bool, int, str, np.dtype, enum.Enum)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a parameter is hashable data, with no program in it."""
-    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
-
-
-@functools.lru_cache(maxsize=4096)
-def _plain_text(primitive: str, items: tuple[tuple[str, Any], ...]) -> str:
-    del primitive  # the same name may mean a number here and a flag there
-    return _Writer().items(items)
+_INEXACT = frozenset((float, complex, np.float32, np.float64))
+"""Types of which two values may be equal and not the same: 0.0 and -0.0."""
 
 
 def aval_text(aval: Any) -> str:
@@ -171,11 +167,12 @@ def _first(item: tuple[str, Any]) -> str:
 
 def _array_text(array: Any) -> str:
     """Type and contents; of an array whose contents are not all here, or of a key, the type."""
-    text = f"{array.dtype}[{','.join(map(str, array.shape))}]"
+    text = _array_type(array.shape, array.dtype, False)
     if isinstance(array, jax.Array):
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(array)
         if not array.is_fully_addressable:
             return text
-    host = np.asarray(array)
-    return f"{text}#{hashlib.sha256(host.tobytes()).hexdigest()[:32]}"
+    contents = np.asarray(array).tobytes()
+    short = len(contents) <= 16
+    return f"{text}#{contents.hex() if short else hashlib.sha256(contents).hexdigest()[:32]}"

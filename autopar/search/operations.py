@@ -10,7 +10,7 @@ from jax.extend.core import JaxprEqn
 
 from autopar.core.errors import RuleError
 from autopar.cost_model.work import shape_of
-from autopar.passes.fingerprint import signature
+from autopar.passes.fingerprint import Signatures
 from autopar.passes.rules import FactorRule, factor_rule, replicate_rule
 from autopar.passes.trace import source_line
 from autopar.search.graph import Graph
@@ -39,13 +39,14 @@ def operations(graph: Graph) -> tuple[Operation | None, ...]:
     Raises:
       RuleError: a rule does not match its equation; names the line of the step.
     """
+    signatures = Signatures()
     known: dict[str, Operation] = {}
     found: list[Operation | None] = []
     for node in graph.nodes:
         if node.eqn is None:
             found.append(None)
             continue
-        key = signature(node.eqn)
+        key = signatures.of(node.eqn)
         if key not in known:
             rule = _rule(node.eqn)
             own = rule is not None or _loses_nothing(node.eqn)

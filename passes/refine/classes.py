@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
-from autopar.passes.fingerprint import signature
+from autopar.passes.fingerprint import Signatures
 from autopar.passes.refine.cuts import Cut, Dim, cuts, dim, extent
 from autopar.passes.refine.equations import POINTWISE, has_refined_form
 from autopar.passes.rules import Link, factor_rule, regions
@@ -40,24 +40,39 @@ Place = tuple[int, int]
 
 @dataclass(slots=True)
 class _Classes:
-    """A union-find over dimensions, and what is known of their classes."""
+    """A union-find over dimensions, by number, and what is known of their classes."""
 
-    parents: dict[Dim, Dim] = field(default_factory=dict)
+    dims: list[Dim] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
     pieces: list[Cut] = field(default_factory=list)
     products: list[Dim] = field(default_factory=list)
     known: dict[str, tuple[tuple[Place, ...], ...]] = field(default_factory=dict)
+    signatures: Signatures = field(default_factory=Signatures)
+    _starts: dict[Var, int] = field(default_factory=dict)
+
+    def start(self, var: Var) -> int:
+        """The number of the first dimension of ``var``; the others follow."""
+        found = self._starts.get(var)
+        if found is None:
+            found = self._starts[var] = len(self.dims)
+            for place in range(len(shape_of(var))):
+                self.parents.append(len(self.dims))
+                self.dims.append((var, place))
+        return found
 
     def find(self, one: Dim) -> Dim:
-        root = one
-        while (parent := self.parents.get(root, root)) != root:
-            root = parent
-        while one != root:
-            self.parents[one], one = root, self.parents.get(one, root)
-        return root
+        """The dimension that stands for the class of ``one``."""
+        return self.dims[self._root(self.start(one[0]) + one[1])]
 
-    def join(self, a: Dim, b: Dim) -> None:
-        self.parents.setdefault(b, b)
-        self.parents[self.find(a)] = self.find(b)
+    def join(self, a: int, b: int) -> None:
+        """Makes the classes of two dimensions, by number, one."""
+        self.parents[self._root(a)] = self._root(b)
+
+    def _root(self, number: int) -> int:
+        parents = self.parents
+        while (parent := parents[number]) != number:
+            parents[number] = number = parents[parent]  # every other one on the way gets nearer
+        return number
 
 
 def find_blocks(jaxpr: Jaxpr) -> dict[Var, tuple[int, ...]]:
@@ -68,7 +83,7 @@ def find_blocks(jaxpr: Jaxpr) -> dict[Var, tuple[int, ...]]:
     counts = _counts(classes)
     wanted = _wanted(classes, counts, {*jaxpr.constvars, *jaxpr.invars, *final})
     blocks: dict[Var, list[int]] = {}
-    for var, place in classes.parents:
+    for var, place in classes.dims:
         root = classes.find((var, place))
         if root in wanted:
             blocks.setdefault(var, [1] * len(shape_of(var)))[place] = counts[root]
@@ -86,27 +101,27 @@ def _collect(classes: _Classes, jaxpr: Jaxpr, apart: frozenset[int] = frozenset(
                     _join_link(classes, link)
         elif has_refined_form(eqn) and position not in apart:
             _join_factors(classes, eqn)
-            for cut in cuts(eqn):
-                classes.join(cut.whole, cut.whole)
-                classes.pieces.append(cut)
+            classes.pieces.extend(cuts(eqn))
 
 
 def _join_link(classes: _Classes, link: Link) -> None:
     if isinstance(link.outer, Var) and isinstance(link.inner, Var):
+        outer, inner = classes.start(link.outer) + int(link.stacked), classes.start(link.inner)
         for place in range(len(shape_of(link.inner))):
-            classes.join((link.outer, place + int(link.stacked)), (link.inner, place))
+            classes.join(outer + place, inner + place)
 
 
 def _join_factors(classes: _Classes, eqn: JaxprEqn) -> None:
     """Dimensions of one factor, where they have its whole extent, are one."""
-    key = signature(eqn)
+    key = classes.signatures.of(eqn)
     if key not in classes.known:
         classes.known[key] = _groups(eqn)
     atoms = (*eqn.invars, *eqn.outvars)
+    starts = [classes.start(atom) if isinstance(atom, Var) else 0 for atom in atoms]
     for first, *rest in classes.known[key]:
-        one = dim(atoms[first[0]], first[1])
-        for index, place in rest or (first,):
-            classes.join(one, dim(atoms[index], place))
+        one = starts[first[0]] + first[1]
+        for index, place in rest:
+            classes.join(one, starts[index] + place)
     if eqn.primitive.name == "dot_general":
         _, batch = eqn.params["dimension_numbers"]
         for atom, batched in zip(eqn.invars, batch, strict=True):
