@@ -1,7 +1,7 @@
 """A text of a jaxpr that is the same in every process, and its hash.
 
-Variables are numbered in the order they are bound in their jaxpr. Functions among the parameters count by name;
-memory addresses, file names and source lines do not count.
+Variables are numbered in the order they are bound in their jaxpr. Functions among the parameters
+count by name; memory addresses, file names and source lines do not count.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ class Problem:
     Attributes:
       domains: for every node, the states of its variable.
       variables: for every node, the variable that chooses for it.
+      groups: for every edge, a number; equal ones where the same variables are joined alike.
       fallbacks: primitives without a rule, and how many equations of each there are.
     """
 
@@ -58,6 +59,7 @@ class Problem:
     mesh: MeshSpec
     domains: tuple[Domain, ...]
     variables: tuple[int, ...]
+    groups: IntArray
     network: Network
     fallbacks: Mapping[str, int]
 
@@ -67,6 +69,21 @@ class Problem:
             domain[choice[variable]]
             for domain, variable in zip(self.domains, self.variables, strict=True)
         )
+
+    def moves(self, states: Sequence[State]) -> Iterator[tuple[Edge, Layout, Layout]]:
+        """The edges on which an assignment re-lays a value, from what layout to what, in order."""
+        edges = self.graph.edges
+        moved: list[tuple[Layout, Layout] | None] = []
+        for place in numbered(self.groups)[1].tolist():
+            edge = edges[place]
+            left = shifted(states[edge.src].results[edge.port], edge.src_shift)
+            right = shifted(states[edge.dst].operands[edge.slot], edge.dst_shift)
+            moved.append(None if left == right else (left, right))
+        differs = np.array([ends is not None for ends in moved], np.bool_)
+        for place in np.flatnonzero(differs[self.groups]).tolist():
+            ends = moved[self.groups[place]]
+            assert ends is not None
+            yield edges[place], *ends
 
     def axis_choices(self) -> list[IntArray]:
         """For each variable ``[value, mesh axis]``: equal numbers where values do the same."""
@@ -98,9 +115,10 @@ def assemble(
     assembler.fill_domains()
     count = len(graph.nodes)
     variables = classes(graph, assembler.keys) if alike else tuple(range(count))
-    network = assembler.network(variables)
+    groups = _groups(graph, variables)
+    network = assembler.network(variables, groups)
     domains = tuple(assembler.domains)
-    return Problem(graph, mesh, domains, variables, network, without_rule(ops))
+    return Problem(graph, mesh, domains, variables, groups, network, without_rule(ops))
 
 
 @dataclass(slots=True)
@@ -224,13 +242,17 @@ class _Assembler:
             self._partials[op.kind, port] = partial_ops(self._of_kind(op), port)
         return self._partials[op.kind, port]
 
-    def network(self, variables: tuple[int, ...]) -> Network:
+    def network(self, variables: tuple[int, ...], groups: IntArray) -> Network:
         """Sums costs over the nodes and edges of each variable, or pair of variables."""
         unary: dict[int, IntArray] = {}
         for variable, cost in zip(variables, self.costs, strict=True):
             unary[variable] = unary[variable] + cost if variable in unary else cost
         pairs: dict[tuple[int, int], IntArray] = {}
-        for edge, weight in alike_edges(self.graph, variables):
+        first = numbered(groups)[1]
+        weights = np.zeros(len(first), np.int64)
+        np.add.at(weights, groups, [edge.weight for edge in self.graph.edges])
+        for place, weight in zip(first.tolist(), weights.tolist(), strict=True):
+            edge = self.graph.edges[place]
             src, dst = variables[edge.src], variables[edge.dst]
             weighted = np.minimum(self._edge_table(edge) * weight, FORBIDDEN)
             if src == dst:
@@ -279,15 +301,11 @@ class _End:
         return cls(tuple(dict.fromkeys(layouts)), np.array(number(layouts), np.int64))
 
 
-def alike_edges(graph: Graph, variables: Sequence[int]) -> Iterator[tuple[Edge, int]]:
-    """One edge of each group that joins the same variables in the same way; the sum of weights."""
+def _groups(graph: Graph, variables: Sequence[int]) -> IntArray:
+    """See ``Problem.groups``."""
     ends = np.array(variables, np.int64)[graph.ends]
-    count, kinds = len(variables), len(graph.edges) + 1
-    groups, first = numbered((ends[:, 0] * count + ends[:, 1]) * kinds + graph.uses)
-    weights = np.zeros(len(first), np.int64)
-    np.add.at(weights, groups, np.array([edge.weight for edge in graph.edges], np.int64))
-    for place, weight in zip(first.tolist(), weights.tolist(), strict=True):
-        yield graph.edges[place], weight
+    pairs = ends[:, 0] * len(variables) + ends[:, 1]
+    return numbered(pairs * (len(graph.edges) + 1) + graph.uses)[0]
 
 
 def _feeders(graph: Graph) -> dict[int, list[tuple[int, int]]]:

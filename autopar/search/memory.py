@@ -7,6 +7,7 @@ instant as a linear constraint, without those copies, so it never forbids what w
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -170,8 +171,8 @@ class MeshMemory:
         graph = self.problem.graph
         yield from self._standing(graph, states)
         changed: set[int] = set()
-        for edge in graph.edges:
-            extra = self._moved(edge, states)
+        for edge, left, right in self.problem.moves(states):
+            extra = self._copied(edge, left, right)
             if extra is not None:
                 changed.add(edge.dst)
                 yield extra
@@ -199,13 +200,9 @@ class MeshMemory:
                     self._local_bytes(held.var, states[held.node].results[0]),
                 )
 
-    def _moved(self, edge: Edge, states: Sequence[State]) -> Extra | None:
+    def _copied(self, edge: Edge, left: Layout, right: Layout) -> Extra | None:
         """What a re-layout adds: the copy an op reads, or the unreduced value a hub received."""
         nodes = self.problem.graph.nodes
-        left = shifted(states[edge.src].results[edge.port], edge.src_shift)
-        right = shifted(states[edge.dst].operands[edge.slot], edge.dst_shift)
-        if left == right:
-            return None
         reader = nodes[edge.dst].eqn
         maker = nodes[edge.src].eqn
         eqn, layout = (reader, right) if reader is not None else (maker, left)
@@ -213,7 +210,7 @@ class MeshMemory:
             return None
         instant = self.timeline.instant_of[eqn.outvars[0]]
         local = local_shape(edge.shape, layout, self.problem.mesh)
-        return instant, instant, float(np.prod(local, dtype=np.int64) * edge.itemsize)
+        return instant, instant, float(math.prod(local) * edge.itemsize)
 
     def _table(self, var: Var, scale: float) -> tuple[int, IntArray]:
         """The node that decides about ``var``, and its bytes in each of the node's states."""
@@ -244,7 +241,7 @@ class MeshMemory:
 
     def _local_bytes(self, var: Var, layout: Layout) -> int:
         local = local_shape(shape_of(var.aval), layout, self.problem.mesh)
-        return int(np.prod(local, dtype=np.int64)) * itemsize(var.aval)
+        return math.prod(local) * itemsize(var.aval)
 
 
 def _resting(problem: Problem, node: int, states: Sequence[State], port: int) -> Layout:

@@ -18,7 +18,7 @@ from autopar.cost_model import Cluster, Resharder
 from autopar.cost_model.work import itemsize
 from autopar.passes.trace import Step, source_name
 from autopar.search.assemble import Problem
-from autopar.search.domains import State, shifted
+from autopar.search.domains import State
 from autopar.search.graph import Edge, Node
 from autopar.search.network import TICK_S
 
@@ -68,12 +68,7 @@ def collectives(
     """Every collective of one step, those of the same value, kind, axis and size together."""
     counts: dict[tuple[str, str, int, str], int] = defaultdict(int)
     seconds: dict[tuple[str, str, int, str], float] = defaultdict(float)
-    moves = [
-        (edge, _left(edge, states), _right(edge, states)) for edge in problem.graph.edges
-    ] + _unrestings(problem, states)
-    for edge, left, right in moves:
-        if left == right:
-            continue
+    for edge, left, right in (*problem.moves(states), *_unrestings(problem, states)):
         path = resharder.path(edge.shape, edge.itemsize, left, right, coalesced=edge.coalesced)
         for one in path:
             if one.bytes == 0:
@@ -96,14 +91,6 @@ def _unrestings(problem: Problem, states: Sequence[State]) -> list[tuple[Edge, L
             edge = Edge(node.index, 0, node.index, 0, node.shape, size, 1, coalesced=True)
             found.append((edge, state.operands[0], state.results[0]))
     return found
-
-
-def _left(edge: Edge, states: Sequence[State]) -> Layout:
-    return shifted(states[edge.src].results[edge.port], edge.src_shift)
-
-
-def _right(edge: Edge, states: Sequence[State]) -> Layout:
-    return shifted(states[edge.dst].operands[edge.slot], edge.dst_shift)
 
 
 def _value_name(step: Step, nodes: Sequence[Node], edge: Edge) -> str:
