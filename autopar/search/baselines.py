@@ -26,6 +26,8 @@ COLUMN = re.compile(
 )
 ROW = re.compile(r"(^|[/_.])(o|out|proj|o_proj|out_proj|down|fc2|c_proj|wo|w2)([/_.]|$)")
 EMBEDDING = re.compile(r"(embed|wte|embedding)")
+DENSE = re.compile(r"[/_.](kernel|weight|w)$")
+ATTENTION = re.compile(r"(^|[/_.])(self_?|cross_?)?(attn|attention|cross)([/_.]|$)", re.IGNORECASE)
 
 REDUCTIONS = frozenset(("dot_general", "conv_general_dilated", "reduce_sum", "scatter-add"))
 """What sums gradients over the batch."""
@@ -60,6 +62,8 @@ def baseline(name: str, step: Step, graph: Graph, mesh: MeshSpec) -> Restriction
         return _with(step, graph, mesh, _megatron(mesh, (), width - 1), None)
     if name == "fsdp+megatron":
         return _with(step, graph, mesh, _megatron(mesh, range(width - 1), width - 1), None)
+    if name == "redco":
+        return _with(step, graph, mesh, _redco(mesh, _redco_dims(step, graph)), None)
     raise OptionError(f"search={name!r} is no baseline")
 
 
@@ -177,6 +181,62 @@ def _megatron_dim(path: str, shape: tuple[int, ...]) -> int | None:
     if ROW.search(path) and not path.endswith("bias"):
         return len(shape) - 2 if len(shape) > 1 else None
     return None
+
+
+def _redco(mesh: MeshSpec, dims: Mapping[str, int]) -> Place:
+    """Tensor parallelism by two rules on the last axis, data parallelism on the others (Redco)."""
+    *data_axes, model = range(len(mesh.axes))
+
+    def place(path: str, shape: tuple[int, ...], role: str) -> Layout:
+        if role == BATCH and shape:
+            return _on(mesh, dict.fromkeys(data_axes, 0))
+        dim = dims.get(_layer(path)) if role in (PARAMETERS, OPTIMIZER) else None
+        if dim is None or len(shape) < 2:
+            return replicated(mesh)
+        split = _on(mesh, {model: len(shape) + dim})
+        return split if divides(shape, split, mesh) else replicated(mesh)
+
+    return place
+
+
+def _redco_dims(step: Step, graph: Graph) -> dict[str, int]:
+    """The dimension, from the end, that each matrix of the model is split in, by ``_layer``.
+
+    Two rules (Tan et al., *Redco*, arXiv:2310.16355): an attention's projections are split by
+    heads, in their outputs, and the last one in its inputs; other dense layers of a module by turns
+    in their outputs and inputs, where those of one shape that follow each other are one turn.
+    Embeddings are split by words. What else there is, biases above all, stays whole.
+    """
+    reads = dict[int, int]()
+    for edge in graph.edges:
+        reads[edge.src] = min(edge.dst, reads.get(edge.src, edge.dst))
+    matrices = [
+        i
+        for i, role in enumerate(roles(step, graph))
+        if role == PARAMETERS and len(step.in_avals[i].shape) > 1 and i in reads
+    ]
+    dims: dict[str, int] = {}
+    turns: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+    for i in sorted(matrices, key=reads.__getitem__):
+        path, shape = step.in_paths[i], tuple(step.in_avals[i].shape)
+        module = path.rsplit("/", 2)[0]
+        if EMBEDDING.search(path):
+            dim = -2
+        elif not DENSE.search(path):
+            continue
+        elif ATTENTION.search(module):
+            dim = -2 if ROW.search(path) else -1
+        else:
+            if turns[module][-1:] != [shape]:
+                turns[module].append(shape)
+            dim = -1 - (len(turns[module]) - 1) % 2
+        dims.setdefault(_layer(path), dim)
+    return dims
+
+
+def _layer(path: str) -> str:
+    """The end of a path: equal for the same layer of every block, and for its moments."""
+    return "/".join(path.split("/")[-2:])
 
 
 def _largest(

@@ -8,8 +8,7 @@ Built from the simplified jaxpr with its loops walked in place. Nodes are the ch
   which it is materialised (so sharing is pairwise; see docs/search.md);
 * an ``output``: how a result of the step lies.
 
-An edge is one use. Where its two ends want different layouts the value is resharded, ``weight``
-times a step.
+An edge is one use. Where its ends want different layouts the value is resharded, ``weight`` times.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Literal as OneOf
 from typing import NamedTuple
 
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-from numpy.typing import NDArray
 
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.passes.rules import Link, Region, regions
 from autopar.passes.trace import Step
+from autopar.search.network import IntArray
 
 Atom = Var | Literal
-IntArray = NDArray[np.int64]
 NodeKind = OneOf["input", "op", "hub", "output"]
 
 HEAVY = frozenset(
@@ -38,7 +37,8 @@ HEAVY = frozenset(
 """Primitives that anchor the forward and backward pass; what only light work follows is a tail."""
 
 
-class Node(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Node:
     """One choice of the plan. ``name`` is stable: ``in:3``, ``12``, ``30/body/4``, and for hubs
     ``12.0`` (a result), ``30/body.in2`` and ``30.out1`` (what crosses a loop's border).
     """
@@ -96,8 +96,7 @@ class Graph:
       shared_inputs: indices of ``input`` nodes that several nodes read.
       tails: for each node, whether only light work follows it: the optimiser's side of the step.
       heads: for each node, whether only light work on inputs precedes it: weights and their casts.
-      ends: ``[edge, 2]``: the nodes of each edge, ``src`` and ``dst``.
-      uses: for each edge, a number; equal ones for equal ``Edge.use``.
+      ends, uses: the nodes of each edge, ``[edge, 2]``; equal numbers for equal ``Edge.use``.
     """
 
     nodes: tuple[Node, ...]
@@ -229,7 +228,7 @@ def _finish(builder: _Builder) -> Graph:
     edges: list[Edge] = []
     shared: set[int] = set()
     tails = _tails(builder)
-    for (index, port), uses in sorted(by_source.items(), key=_first):
+    for (index, port), uses in sorted(by_source.items(), key=itemgetter(0)):
         node, var = nodes[index], uses[0].var
         origin, shift = index, sources[var].shift
         if node.kind == "input" and sum([nodes[use.dst].kind != "input" for use in uses]) > 1:
@@ -250,13 +249,8 @@ def _finish(builder: _Builder) -> Graph:
     ends = np.array([(edge.src, edge.dst) for edge in edges], np.int64).reshape(-1, 2)
     kinds: dict[object, int] = {}
     numbers = np.array([kinds.setdefault(edge.use, len(kinds)) for edge in edges], np.int64)
-    heads = _heads(nodes, edges)
-    fixed = tuple(nodes), tuple(edges), sources, frozenset(shared), tuple(tails)
-    return Graph(*fixed, heads, ends, numbers)
-
-
-def _first(item: tuple[tuple[int, int], object]) -> tuple[int, int]:
-    return item[0]
+    parts = tuple(nodes), tuple(edges), sources, frozenset(shared), tuple(tails)
+    return Graph(*parts, _heads(nodes, edges), ends, numbers)
 
 
 def _edge(src: int, port: int, shift: int, use: _Use, coalesced: bool) -> Edge:

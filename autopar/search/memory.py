@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from jax.extend.core import Var
 
 from autopar.core.layout import Layout, local_shape
-from autopar.cost_model import Chip
+from autopar.cost_model import Chip, format_bytes
 from autopar.cost_model.fusion import fusion_borders
 from autopar.cost_model.memory import Timeline, liveness
 from autopar.cost_model.work import itemsize, shape_of
-from autopar.passes.trace import Step
-from autopar.search.assemble import Problem
+from autopar.passes.trace import Step, source_name
 from autopar.search.domains import State, shifted
 from autopar.search.graph import Edge, Graph
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network
+from autopar.search.problem import Problem
 
 Extra = tuple[int, int, float]
 """First instant, last instant, bytes."""
@@ -32,6 +32,10 @@ Extra = tuple[int, int, float]
 
 PEAKS = 3
 """Instants limited in one round: fewer mean more rounds, more mean slower ones."""
+
+
+SHOWN = 3
+"""Values named where a plan does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +70,12 @@ class MemoryModel:
             bf16_dots=chip.f32_flops == chip.bf16_flops,
         )
         self.vmem_bytes = chip.vmem_bytes
+        self.paths = dict(zip(step.jaxpr.jaxpr.invars, step.in_paths, strict=True))
         self.held = _held(graph, self.timeline)
 
     def on(self, problem: Problem) -> MeshMemory:
         """The memory model of one mesh's problem."""
-        return MeshMemory(self.timeline, self.held, problem, self.vmem_bytes)
+        return MeshMemory(self.timeline, self.held, problem, self.vmem_bytes, self.paths)
 
 
 @dataclass(slots=True)
@@ -81,6 +86,7 @@ class MeshMemory:
     held: tuple[Held, ...]
     problem: Problem
     vmem_bytes: int
+    paths: Mapping[Var, str]
     _tables: dict[object, IntArray] = field(default_factory=dict)
 
     def peak(self, states: Sequence[State]) -> tuple[int, int]:
@@ -120,6 +126,16 @@ class MeshMemory:
         parts = self.timeline.breakdown(bytes_of, instant)
         parts["collective buffers"] = max(0, total - sum(parts.values()))
         return {name: size for name, size in parts.items() if size}
+
+    def heaviest(self, states: Sequence[State]) -> str:
+        """The largest values at the peak, by name and size."""
+        bytes_of, instant = self._bytes_of(states), self.peak(states)[0]
+        sizes: dict[str, int] = defaultdict(int)
+        for buffer in self.timeline.live_at(instant):
+            made = self.paths.get(buffer.var) or source_name(self.timeline.kernels[buffer.start])
+            sizes[made] += int(buffer.scale * bytes_of[buffer.var])
+        largest = sorted(sizes.items(), key=lambda one: (-one[1], one[0]))[:SHOWN]
+        return ", ".join(f"{name} ({format_bytes(size)})" for name, size in largest)
 
     def limit(self, instant: int, budget: int) -> Limit:
         """``live bytes at instant <= budget`` as a linear constraint over the variables."""

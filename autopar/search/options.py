@@ -10,7 +10,7 @@ import jax
 from autopar.core.errors import OptionError, PinError
 from autopar.core.mesh import MeshSpec
 
-BASELINES = ("replicated", "data", "fsdp", "megatron", "fsdp+megatron")
+BASELINES = ("replicated", "data", "fsdp", "megatron", "fsdp+megatron", "redco")
 SEARCHES = ("optimal", "exhaustive", "random", *BASELINES)
 
 Progress = Callable[[str], None]

@@ -20,7 +20,7 @@ from autopar.cost_model import Cluster, Resharder, format_bytes
 from autopar.passes.trace import Step
 from autopar.search import pins as pins_
 from autopar.search import record
-from autopar.search.assemble import Problem, Restriction, assemble
+from autopar.search.assemble import Restriction, assemble
 from autopar.search.baselines import baseline
 from autopar.search.domains import State
 from autopar.search.graph import Graph, build_graph
@@ -30,6 +30,7 @@ from autopar.search.operations import Operation, operations
 from autopar.search.options import BASELINES, Options
 from autopar.search.own_shardings import own_mesh, own_shardings
 from autopar.search.own_shardings import states as own_states
+from autopar.search.problem import Problem
 from autopar.search.roles import roles
 from autopar.search.solve import AxisChoices, random_choice, solve
 from autopar.search.solvers import default_solver, exhaustive
@@ -136,7 +137,7 @@ def _meshes(cluster: Cluster, options: Options, own: MeshSpec | None) -> tuple[M
         offered = flat or offered[:1]
     elif options.search == "megatron":
         offered = (MeshSpec.of({"model": cluster.device_count}),)
-    elif options.search == "fsdp+megatron":
+    elif options.search in ("fsdp+megatron", "redco"):
         offered = tuple(mesh for mesh in offered if len(mesh.axes) == 2) or offered
     wanted = pins_.axis_names(options.pins)
     kept = tuple(mesh for mesh in offered if wanted <= set(mesh.names))
@@ -199,7 +200,8 @@ def _fit(
             return Candidate(problem, solution, peak, alike)
         least = min(least, peak)
         if options.search in BASELINES:
-            raise _too_big(options.search, problem.mesh, peak, budget)
+            heaviest = model.heaviest(states)
+            raise _too_big(options.search, problem.mesh, peak, budget, heaviest)
         options.progress(f"peak {format_bytes(peak)} over {format_bytes(budget)}: tightening")
         exact &= _tighten(limits, model, states, budget)
     return _lightest(problem, axes, model, limits, least, budget, options, alike)
@@ -266,7 +268,8 @@ def _lightest(
     peak, found = best
     assert found.choice is not None
     if peak > budget:
-        raise _too_big(options.search, problem.mesh, min(least, peak), budget)
+        heaviest = model.heaviest(problem.states(found.choice))
+        raise _too_big(options.search, problem.mesh, min(least, peak), budget, heaviest)
     cost = problem.network.cost(found.choice)
     return Candidate(problem, Solution(found.choice, cost, 0, "feasible"), peak, alike)
 
@@ -279,10 +282,13 @@ def _solve(network: Network, axes: AxisChoices, options: Options, seconds: float
     return solve(network, seconds, axes=axes)
 
 
-def _too_big(search: str, mesh: MeshSpec, least: int, budget: int) -> InfeasibleError:
+def _too_big(
+    search: str, mesh: MeshSpec, least: int, budget: int, heaviest: str
+) -> InfeasibleError:
     return InfeasibleError(
         f"no plan fits {format_bytes(budget)} a device: the least found on mesh {mesh} with "
-        f"search={search!r} needs {format_bytes(least)}; give more memory, more devices or a "
+        f"search={search!r} needs {format_bytes(least)}, at its peak above all for {heaviest}; "
+        "give more memory, more devices or a "
         "smaller batch, or use jax.checkpoint in the model to keep fewer activations",
         least,
     )

@@ -17,10 +17,10 @@ from autopar.core.plan import (
 from autopar.cost_model import Cluster, Resharder
 from autopar.cost_model.work import itemsize
 from autopar.passes.trace import Step, source_name
-from autopar.search.assemble import Problem
 from autopar.search.domains import State
 from autopar.search.graph import Edge, Node
 from autopar.search.network import TICK_S
+from autopar.search.problem import Problem
 
 
 def strategies(problem: Problem, states: Sequence[State]) -> dict[str, Strategy]:

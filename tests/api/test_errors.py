@@ -220,6 +220,7 @@ def test_memory_that_nothing_fits() -> None:
     with check(
         InfeasibleError,
         "no plan fits 4.00 KiB a device: the least",
+        "at its peak above all for dot_general (grad) (",
         "give more memory, more devices or a smaller batch",
         "jax.checkpoint",
     ) as caught:

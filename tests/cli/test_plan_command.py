@@ -161,7 +161,7 @@ def test_compare_is_one_table():
     assert lines[0] == "cli_models:workload on cpu:2, predicted"
     assert lines[2].split()[:3] == ["strategy", "mesh", "step"]
     assert [line.split()[0] for line in lines[3:]] == [
-        *("optimal", "replicated", "data", "fsdp", "megatron", "fsdp+megatron"),
+        *("optimal", "replicated", "data", "fsdp", "megatron", "fsdp+megatron", "redco"),
     ]
     assert "1.00 x" in lines[3]
 

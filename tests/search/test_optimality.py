@@ -17,10 +17,11 @@ from autopar.cost_model import Cluster, Resharder
 from autopar.models import GPTConfig, MLPConfig, make_workload
 from autopar.models.training import default_optimizer
 from autopar.passes.trace import trace
-from autopar.search.assemble import Problem, Restriction, assemble
+from autopar.search.assemble import Restriction, assemble
 from autopar.search.graph import build_graph
 from autopar.search.memory import MemoryModel
 from autopar.search.operations import operations
+from autopar.search.problem import Problem
 from autopar.search.roles import roles
 from autopar.search.shrink import shrink
 from autopar.search.solve import solve
