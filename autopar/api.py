@@ -43,6 +43,7 @@ def plan(
     donate: Sequence[int] = (0,),
     seed: int = 0,
     time_limit: float = 60.0,
+    remat: str = "auto",
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> Plan:
@@ -62,6 +63,8 @@ def plan(
       donate: positional arguments whose memory the step may reuse.
       seed: what ``search="random"`` draws from.
       time_limit: seconds of solver time per mesh.
+      remat: ``auto``, by which the backward pass computes again what the memory cannot keep, or
+        ``none``. A step that fits is left as it is.
       progress: called with a line of text as each stage begins.
       cache: folder in which plans are kept, so that the same question is searched once; by default
         the one that the environment variable ``AUTOPAR_CACHE`` names, if any.
@@ -87,6 +90,7 @@ def plan(
         like=like,
         seed=seed,
         time_limit=time_limit,
+        remat=remat,
         progress=progress,
         cache=cache,
     )
@@ -104,6 +108,7 @@ def _plan_traced(
     like: Plan | None = None,
     seed: int = 0,
     time_limit: float = 60.0,
+    remat: str = "auto",
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> Plan:
@@ -128,6 +133,7 @@ def _plan_traced(
         pins=dict(pins or {}),
         seed=seed,
         time_limit_s=time_limit,
+        remat=remat,
         progress=progress or _quiet,
     )
     folder = cache or os.environ.get("AUTOPAR_CACHE")

@@ -5,6 +5,7 @@ Only shapes and dtypes of the arguments matter; no value is read, nothing is com
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
@@ -19,9 +20,10 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from autopar.core import compat
 from autopar.core.compat import PyTreeDef
-from autopar.core.errors import AutoparError, OptionError, TraceError
+from autopar.core.errors import AutoparError, OptionError, PlanError, TraceError
 from autopar.passes.fingerprint import aval_text, fingerprint, function_name
 from autopar.passes.refine import refine
+from autopar.passes.remat import rematerialise
 from autopar.passes.simplify import simplify
 
 _INSTALLED = re.compile(r"(site|dist)-packages[\\/](jax|jaxlib|flax|optax|chex|haiku|equinox)[\\/]")
@@ -75,11 +77,22 @@ class Step:
         refined = refine(self.jaxpr)
         return (self,) if refined is self.jaxpr else (self, replace(self, jaxpr=refined))
 
-    def program(self, fingerprint: str) -> Step | None:
-        """The program of this fingerprint; the refined one is made only if it may be that."""
+    def rematerialised(self, recompute: Sequence[str]) -> Step:
+        """The step that recomputes these equations in its backward pass (see ``remat``)."""
+        if not recompute:
+            return self
+        return replace(self, jaxpr=rematerialise(self.jaxpr, recompute))
+
+    def program(self, fingerprint: str, recompute: Sequence[str] = ()) -> Step | None:
+        """The program of this fingerprint; others than the step itself are made only if need be."""
         if fingerprint == self.fingerprint:
             return self
-        return next((p for p in self.programs if p.fingerprint == fingerprint), None)
+        for program in self.programs:
+            with contextlib.suppress(PlanError):  # the names may be another program's
+                found = program.rematerialised(recompute)
+                if found.fingerprint == fingerprint:
+                    return found
+        return None
 
 
 def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (0,)) -> Step:

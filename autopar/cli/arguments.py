@@ -11,7 +11,7 @@ import jax
 import typer
 
 from autopar.core.errors import ClusterError, OptionError, PinError
-from autopar.search.options import SEARCHES
+from autopar.search.options import REMATS, SEARCHES
 
 ModelArgument = Annotated[
     str,
@@ -71,6 +71,14 @@ TimeLimitOption = Annotated[
 ]
 SearchOption = Annotated[
     str, typer.Option("--search", metavar="NAME", help=f"One of {', '.join(SEARCHES)}.")
+]
+RematOption = Annotated[
+    str,
+    typer.Option(
+        "--remat",
+        metavar="NAME",
+        help=f"Whether to recompute what memory cannot keep: {' or '.join(REMATS)}.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="What random numbers are drawn from.")]

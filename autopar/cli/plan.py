@@ -26,6 +26,7 @@ def plan(
     pin: arguments.PinOption = None,
     seed: arguments.SeedOption = 0,
     time_limit: arguments.TimeLimitOption = 60.0,
+    remat: arguments.RematOption = "auto",
     save: Annotated[Path | None, typer.Option("--save", help="Write the plan there.")] = None,
     as_json: arguments.JsonOption = False,
 ) -> None:
@@ -44,6 +45,7 @@ def plan(
             pins=pins,
             seed=seed,
             time_limit=time_limit,
+            remat=remat,
             progress=progress,
         )
     if save is not None:

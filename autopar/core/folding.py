@@ -30,6 +30,11 @@ class Pattern:
             count *= len(names)
         return count
 
+    def holds(self, path: str) -> bool:
+        """Whether this stands for ``path`` too."""
+        parts = path.split("/")
+        return len(parts) == len(self.parts) and all(map(frozenset.__contains__, self.parts, parts))
+
     def show(self, known: Numbers) -> str:
         """``block_*/{k,q}/kernel``; a star only where it stands for every number ``known``."""
         return "/".join(_show_part(names, known) for names in self.parts)

@@ -19,7 +19,7 @@ from autopar.core.errors import PlanError
 from autopar.core.layout import Layout, show, to_spec
 from autopar.core.mesh import MeshSpec
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,23 @@ class CollectiveUse:
     count: int
     seconds: float
     value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputation:
+    """Values of one name that the backward pass computes again instead of reading them.
+
+    Attributes:
+      value: their name in the user's program.
+      count: how many there are, those of every trip of a loop included.
+      bytes: what keeping all of them would hold, per device.
+      seconds: of computing all of them again.
+    """
+
+    value: str
+    count: int
+    bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +148,9 @@ class Plan:
       hubs: for every value with several uses or at a loop's border, its materialised layout.
       fallbacks: primitives that had no rule and were replicated, with their counts.
       options: what the user asked for (search, memory, pins, ...), as text.
+      recompute: the equations of the step as traced whose results the backward pass computes again.
+        ``step`` and all other names are those of the program that this makes.
+      recomputed: what these are in the user's program, what they save and cost.
     """
 
     step: str
@@ -145,6 +165,8 @@ class Plan:
     solver: SolverReport
     fallbacks: Mapping[str, int]
     options: Mapping[str, str]
+    recompute: tuple[str, ...] = ()
+    recomputed: tuple[Recomputation, ...] = ()
     schema: int = SCHEMA
     in_tree: PyTreeDef | None = field(default=None, compare=False, repr=False)
     out_tree: PyTreeDef | None = field(default=None, compare=False, repr=False)

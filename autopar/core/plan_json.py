@@ -28,6 +28,7 @@ from autopar.core.plan import (
     CollectiveUse,
     Plan,
     Prediction,
+    Recomputation,
     SolverReport,
     Strategy,
     ValuePlan,
@@ -106,6 +107,8 @@ def to_json(plan: Plan) -> str:
             "solver": solver,
             "fallbacks": {name: int(count) for name, count in plan.fallbacks.items()},
             "options": dict(plan.options),
+            "recompute": list(plan.recompute),
+            "recomputed": [_record(one) for one in plan.recomputed],
         }
     )
 
@@ -142,6 +145,10 @@ def from_json(text: str, where: str = "") -> Plan:
         solver=_record_from(SolverReport, root.child("solver"), seconds=0.0),
         fallbacks={name: v.integer() for name, v in root.child("fallbacks").entries()},
         options={name: v.text() for name, v in root.child("options").entries()},
+        recompute=tuple(name.text() for name in root.child("recompute").elements()),
+        recomputed=tuple(
+            _record_from(Recomputation, one) for one in root.child("recomputed").elements()
+        ),
         schema=SCHEMA,
     )
 

@@ -52,6 +52,8 @@ def renderable(plan: Plan) -> RenderableType:
     parts.append(Text(LEGEND, style="dim"))
     if plan.predicted.collectives:
         parts += [Text(), _collectives(plan)]
+    if plan.recomputed:
+        parts += [Text(), _recomputed(plan)]
     if plan.fallbacks:
         parts += [Text(), _fallbacks(plan)]
     return Group(*parts)
@@ -228,6 +230,23 @@ def _moved(uses: Sequence[CollectiveUse], known: Numbers) -> str:
     if len(patterns) > NAMED_VALUES:
         names.append(f"{sum(p.count for p in patterns[NAMED_VALUES:])} more")
     return ", ".join(names)
+
+
+def _recomputed(plan: Plan) -> Group:
+    """A line for each pattern of names that the backward pass computes again, the largest first."""
+    known = numbers(one.value for one in plan.recomputed)
+    groups = [
+        (pattern.show(known), [one for one in plan.recomputed if pattern.holds(one.value)])
+        for pattern in fold(one.value for one in plan.recomputed)
+    ]
+    header = f"{'recomputed':10} {'times':>6}  {'not held':>10}  {'time':>8}  what"
+    lines: list[RenderableType] = [Text(header, style="bold")]
+    for name, group in sorted(groups, key=lambda item: -sum(one.bytes for one in item[1])):
+        count = sum(one.count for one in group)
+        held = format_bytes(sum(one.bytes for one in group))
+        seconds = format_seconds(sum(one.seconds for one in group))
+        lines.append(Text(f"{'':10} {count:>6}  {held:>10}  {seconds:>8}  ").append(name, "dim"))
+    return Group(*lines)
 
 
 def _fallbacks(plan: Plan) -> Text:

@@ -51,7 +51,7 @@ class PlannedStep:
         backend: str = "jit",
     ) -> None:
         check_backend(backend)
-        step = step.program(plan.step) or step
+        step = step.program(plan.step, plan.recompute) or step
         check_same_step(step, plan)
         self.plan = plan.with_trees(step.in_tree, step.out_tree)
         self.mesh = device_mesh(plan.mesh, devices)

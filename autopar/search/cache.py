@@ -77,7 +77,11 @@ def _read(path: Path, step: Step) -> Plan | None:
         plan = Plan.load(path)
     except PlanError:
         return None
-    return plan.with_trees(step.in_tree, step.out_tree) if step.program(plan.step) else None
+    return (
+        plan.with_trees(step.in_tree, step.out_tree)
+        if step.program(plan.step, plan.recompute)
+        else None
+    )
 
 
 @functools.cache

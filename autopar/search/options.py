@@ -12,6 +12,7 @@ from autopar.core.mesh import MeshSpec
 
 BASELINES = ("replicated", "data", "fsdp", "megatron", "fsdp+megatron", "redco")
 SEARCHES = ("optimal", "exhaustive", "random", *BASELINES)
+REMATS = ("auto", "none")
 
 Progress = Callable[[str], None]
 
@@ -27,6 +28,8 @@ class Options:
       pins: layouts fixed by the user, by path.
       seed: what ``search="random"`` draws from.
       time_limit_s: seconds of solver time per mesh; the best plan by then is returned with its gap.
+      remat: ``auto``: where memory asks for it, the backward pass recomputes what the forward pass
+        does not keep; ``none``: never.
       progress: called with a line of text as each stage begins.
     """
 
@@ -36,12 +39,17 @@ class Options:
     pins: Mapping[str, jax.P] = field(default_factory=dict)
     seed: int = 0
     time_limit_s: float = 60.0
+    remat: str = "auto"
     progress: Progress = lambda _: None
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
             raise OptionError(
                 f"search={self.search!r} is not offered; choose one of {', '.join(SEARCHES)}"
+            )
+        if self.remat not in REMATS:
+            raise OptionError(
+                f"remat={self.remat!r} is not offered; choose one of {', '.join(REMATS)}"
             )
         limit, seed = self.time_limit_s, self.seed
         if not isinstance(limit, (int, float)) or not limit > 0:  # pyright: ignore
@@ -68,4 +76,5 @@ class Options:
             "memory": "chip" if self.memory_bytes is None else str(self.memory_bytes),
             "pins": pins,
             "seed": str(self.seed),
+            "remat": self.remat,
         }

@@ -15,7 +15,7 @@ from autopar.core.errors import InfeasibleError
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster
 from autopar.passes.trace import Step
-from autopar.search import planner
+from autopar.search import planner, storage
 from autopar.search.options import Options
 
 
@@ -52,7 +52,7 @@ def _search(step: Step, cluster: Cluster, options: Options) -> Plan:
     failures: list[InfeasibleError] = []
     for program in programs:
         try:
-            plans.append(planner.search(program, cluster, options))
+            plans.append(storage.search(program, cluster, options))
         except InfeasibleError as error:
             failures.append(error)
     if not plans:

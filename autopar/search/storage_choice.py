@@ -10,8 +10,9 @@ $$ \mathrm{base}(t) + \sum_v \mathrm{bytes}_v \left( k_v [t \in K_v] + r_v [t \i
 
 $K_v$ reaches from the forward pass's last read of $v$ to the backward pass's; $R_v$ from the moment
 its group is recomputed: a group is what is connected through recomputed values, and runs when the
-backward pass first needs one of them. When that is depends on the choice; the instants are limited
-lazily, with the groups of the choice at hand, until a choice holds under its own groups.
+backward pass first needs one of them. Instants are limited lazily, with what the groups of the
+choice at hand bring there, until a choice holds under its own groups. Each program on the way is a
+relaxation of the next, so the last one's optimum is the optimum.
 
 Built in ``_Program``; solved by HiGHS to a thousandth.
 """
@@ -19,7 +20,7 @@ Built in ``_Program``; solved by HiGHS to a thousandth.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,25 @@ def choose(values: Sequence[Value], base: Profile, budget: float) -> Choice | No
     return None
 
 
+def lightest(values: Sequence[Value], base: Profile) -> Choice:
+    """A choice of about the least memory, to a fiftieth."""
+    low, high = (
+        float(base.max(initial=0.0)),
+        float(base.sum() + sum(v.bytes * v.trips for v in values)),
+    )
+    best = choose(values, base, high)
+    assert best is not None
+    high = best.peak
+    while high - low > 0.02 * high:
+        middle = (low + high) / 2
+        found = choose(values, base, middle)
+        if found is None:
+            low = middle
+        else:
+            best, high = found, min(middle, found.peak)
+    return best
+
+
 def _peaks(live: Profile, budget: float) -> list[int]:
     """The highest instants above the budget that are no lower than their neighbours."""
     padded = np.concatenate(([0.0], live, [0.0]))
@@ -90,72 +110,95 @@ def _peaks(live: Profile, budget: float) -> list[int]:
 class _Found:
     keep: NDArray[np.bool_]
     again: NDArray[np.bool_]
-    cost: float
     bound: float
 
 
 class _Program:
-    """The integer program; variables are all $k$, then all $r$."""
+    r"""The integer program.
+
+    Columns are all $k$, all $r$, and for a limited instant $t$ and a value $v$ whose group may have
+    run by then though nothing has read $v$ yet, $g_{v,t} \ge r_v + r_w - 1$ (or
+    $g_{w,t} + r_v - 1$) for every neighbour $w$ that has run (may have run) by then.
+    """
 
     def __init__(self, values: Sequence[Value], base: Profile, budget: float) -> None:
         self.values, self.base, self.budget = values, base, budget
         self.bytes = np.array([v.bytes for v in values], np.float64)
-        self.trips = np.array([v.trips for v in values], np.float64)
         self.costs = np.array([v.seconds * v.trips + TIE_S for v in values])
         self.wanted = _wanted(values)
-        self._rows: list[tuple[list[int], list[float], float, float]] = []
-        self._limits: dict[tuple[int, bytes], None] = {}
+        self.own = [v.first if v.needed else w for v, w in zip(values, self.wanted, strict=True)]
+        self.neighbours: list[set[int]] = [set(v.sources) for v in values]
         for number, value in enumerate(values):
-            self._constrain([number, self._again(number)], [1, 1], float(value.needed), 1.0)
             for source in value.sources:
-                row = [self._again(number), source, self._again(source)]
-                self._constrain(row, [1, -1, -1], -np.inf, 0.0)
-
-    def _again(self, number: int) -> int:
-        return len(self.values) + number
-
-    def _constrain(self, columns: list[int], weights: list[float], low: float, high: float) -> None:
-        self._rows.append((columns, weights, low, high))
+                self.neighbours[source].add(number)
+        self._limits: dict[int, set[int]] = {}
 
     def solve(self) -> _Found | None:
         n = len(self.values)
         if not n:
-            return _Found(np.zeros(0, bool), np.zeros(0, bool), 0.0, 0.0)
+            return _Found(np.zeros(0, bool), np.zeros(0, bool), 0.0)
+        rows = self._rows()
         scale = 1e6  # microseconds, for the solver's tolerances
-        costs = np.concatenate((np.zeros(n), self.costs * scale))
-        rows = np.repeat(np.arange(len(self._rows)), [len(row[0]) for row in self._rows])
-        columns = np.concatenate([row[0] for row in self._rows]).astype(np.intp)
-        weights = np.concatenate([np.asarray(row[1], np.float64) for row in self._rows])
-        matrix = csr_array((weights, (rows, columns)), shape=(len(self._rows), 2 * n))
-        lows, highs = zip(*(row[2:] for row in self._rows), strict=True)
+        costs = np.concatenate((np.zeros(n), self.costs * scale, np.zeros(rows.extra)))
         found = milp(
             costs,
-            integrality=np.ones(2 * n),
+            integrality=np.concatenate((np.ones(2 * n), np.zeros(rows.extra))),
             bounds=Bounds(0, 1),
-            constraints=LinearConstraint(matrix, lows, highs),
+            constraints=rows.constraint(len(costs)),
             options={"mip_rel_gap": GAP, "time_limit": SECONDS},
         )
         if found.x is None:
             return None
         taken = found.x > 0.5
-        bound = float(found.mip_dual_bound or 0.0) / scale
-        return _Found(taken[:n], taken[n:], float(found.fun) / scale, bound)
+        return _Found(taken[:n], taken[n : 2 * n], float(found.mip_dual_bound or 0.0) / scale)
+
+    def _rows(self) -> _Rows:
+        n, rows = len(self.values), _Rows()
+        for number, value in enumerate(self.values):
+            rows.add([number, n + number], [1, 1], float(value.needed), 1.0)
+            for source in value.sources:
+                rows.add([n + number, source, n + source], [1, -1, -1], -np.inf, 0.0)
+        for instant, pulled in self._limits.items():
+            self._limit_rows(rows, instant, sorted(pulled))
+        return rows
+
+    def _limit_rows(self, rows: _Rows, instant: int, pulled: Sequence[int]) -> None:
+        n = len(self.values)
+        column = {number: 2 * n + rows.extra + i for i, number in enumerate(pulled)}
+        rows.extra += len(pulled)
+        columns, weights = list[int](), list[float]()
+        for number, value in enumerate(self.values):
+            start, end = self._kept(number)
+            if start <= instant <= end:
+                columns.append(number)
+                weights.append(self.bytes[number] * value.trips)
+            if self.own[number] <= instant <= max(value.last, self.own[number]):
+                columns.append(n + number)
+                weights.append(self.bytes[number])
+        for number in pulled:
+            columns.append(column[number])
+            weights.append(self.bytes[number])
+            for other in self.neighbours[number]:
+                run = n + other if self.own[other] <= instant else column.get(other)
+                if run is not None:
+                    rows.add([column[number], n + number, run], [1, -1, -1], -1.0, np.inf)
+        unit = max(1.0, self.budget)
+        room = (self.budget - self.base[instant]) / unit
+        rows.add(columns, [weight / unit for weight in weights], -np.inf, room)
 
     def profile(self, found: _Found) -> Profile:
         """Bytes at every instant, with the groups that this choice makes."""
         change = np.zeros(len(self.base) + 1)
         starts = self._starts(found)
-        for number in np.flatnonzero(found.keep | found.again):
+        for number in np.flatnonzero(found.keep | found.again).tolist():
             value, size = self.values[number], self.bytes[number]
+            start, end = starts[number], max(value.last, starts[number])
             if found.keep[number]:
                 start, end = self._kept(number)
-                size *= self.trips[number]
-            else:
-                start, end = self._recomputed(number, starts)
+                size *= value.trips
             if end >= start:
                 change[start] += size
                 change[end + 1] -= size
-            del value
         return self.base + np.cumsum(change[:-1])
 
     def _kept(self, number: int) -> tuple[int, int]:
@@ -163,63 +206,65 @@ class _Program:
         end = max(value.last, self.wanted[number])
         return (value.start if value.trips > 1 else value.last_forward + 1), end
 
-    def _recomputed(self, number: int, starts: NDArray[np.intp]) -> tuple[int, int]:
-        value, start = self.values[number], int(starts[number])
-        return start, max(value.last, start)
-
-    def _starts(self, found: _Found) -> NDArray[np.intp]:
+    def _starts(self, found: _Found) -> list[int]:
         """When each value's group is recomputed; of one that is not, when it would be alone."""
-        parent = list(range(len(self.values)))
-
-        def root(number: int) -> int:
-            while parent[number] != number:
-                parent[number] = parent[parent[number]]
-                number = parent[number]
-            return number
-
-        for number in np.flatnonzero(found.again):
-            for source in self.values[number].sources:
-                if found.again[source]:
-                    parent[root(int(number))] = root(source)
-        earliest: dict[int, int] = {}
-        own = [v.first if v.needed else w for v, w in zip(self.values, self.wanted, strict=True)]
-        for number in np.flatnonzero(found.again):
-            key = root(int(number))
-            earliest[key] = min(earliest.get(key, own[number]), own[number])
-        return np.array(
-            [earliest[root(i)] if found.again[i] else own[i] for i in range(len(own))], np.intp
-        )
+        starts = list(self.own)
+        seen: set[int] = set()
+        for number in np.flatnonzero(found.again).tolist():
+            if number in seen:
+                continue
+            group, waiting = {number}, [number]
+            while waiting:
+                fresh = [o for o in self.neighbours[waiting.pop()] if found.again[o]]
+                waiting.extend(o for o in fresh if o not in group)
+                group.update(fresh)
+            first = min(self.own[member] for member in group)
+            for member in group:
+                starts[member] = first
+            seen |= group
+        return starts
 
     def limit(self, instants: Sequence[int], found: _Found) -> bool:
         """Limits these instants, with the groups of ``found``. False if they were so already."""
         starts = self._starts(found)
         fresh = False
         for instant in instants:
-            columns, weights = list[int](), list[float]()
-            for number in range(len(self.values)):
-                start, end = self._kept(number)
-                if start <= instant <= end:
-                    columns.append(number)
-                    weights.append(self.bytes[number] * self.trips[number])
-                start, end = self._recomputed(number, starts)
-                if start <= instant <= end:
-                    columns.append(self._again(number))
-                    weights.append(self.bytes[number])
-            key = (instant, np.array(columns).tobytes())
-            if key not in self._limits:
-                fresh = True
-                self._limits[key] = None
-                room = self.budget - self.base[instant]
-                unit = max(1.0, self.budget)
-                self._constrain(columns, [w / unit for w in weights], -np.inf, room / unit)
+            pulled = {
+                number
+                for number in np.flatnonzero(found.again).tolist()
+                if starts[number] <= instant < self.own[number]
+            }
+            fresh |= instant not in self._limits or not pulled <= self._limits[instant]
+            self._limits.setdefault(instant, set()).update(pulled)
         return fresh
 
     def choice(self, found: _Found, peak: float) -> Choice:
         recomputed = tuple(np.flatnonzero(found.again).tolist())
         kept = tuple(np.flatnonzero(found.keep).tolist())
-        return Choice(
-            recomputed, kept, float(self.costs[list(recomputed)].sum()), found.bound, peak
-        )
+        seconds = float(self.costs[list(recomputed)].sum())
+        return Choice(recomputed, kept, seconds, found.bound, peak)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Linear constraints, sparse. ``extra``: columns beyond those of the values."""
+
+    extra: int = 0
+    columns: list[list[int]] = field(default_factory=list[list[int]])
+    weights: list[list[float]] = field(default_factory=list[list[float]])
+    bounds: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+
+    def add(self, columns: list[int], weights: list[float], low: float, high: float) -> None:
+        self.columns.append(columns)
+        self.weights.append(weights)
+        self.bounds.append((low, high))
+
+    def constraint(self, width: int) -> LinearConstraint:
+        rows = np.repeat(np.arange(len(self.columns)), [len(one) for one in self.columns])
+        entries = (np.concatenate(self.weights), (rows, np.concatenate(self.columns)))
+        matrix = csr_array(entries, shape=(len(self.columns), width))
+        low, high = np.array(self.bounds).T
+        return LinearConstraint(matrix, low, high)  # pyright: ignore[reportArgumentType]
 
 
 def _wanted(values: Sequence[Value]) -> list[int]:

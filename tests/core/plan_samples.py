@@ -9,6 +9,7 @@ from autopar.core.plan import (
     CollectiveUse,
     Plan,
     Prediction,
+    Recomputation,
     SolverReport,
     Strategy,
     ValuePlan,
@@ -126,4 +127,8 @@ def plans(draw) -> Plan:
         ),
         fallbacks=draw(st.dictionaries(names, counts, max_size=2)),
         options=draw(st.dictionaries(names, names, max_size=2)),
+        recompute=draw(st.lists(names, max_size=2).map(tuple)),
+        recomputed=draw(
+            st.lists(st.builds(Recomputation, names, counts, counts, floats), max_size=2).map(tuple)
+        ),
     )

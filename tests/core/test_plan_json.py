@@ -124,8 +124,8 @@ def test_cut_anywhere(position):
 
 @pytest.mark.parametrize(("schema", "age"), [(99, "a newer"), (0, "an older")])
 def test_another_schema(schema, age):
-    text = TEXT.replace('"schema": 1', f'"schema": {schema}')
-    with pytest.raises(PlanError, match=f"of schema {schema}, from {age} autopar; .* schema 1: "):
+    text = TEXT.replace('"schema": 2', f'"schema": {schema}')
+    with pytest.raises(PlanError, match=f"of schema {schema}, from {age} autopar; .* schema 2: "):
         from_json(text)
 
 

@@ -73,6 +73,8 @@ class Reading:
 def read(step: Callable[..., Any], *args: Any, **options: Any) -> Reading:
     """Plans ``step`` and traces it again to know its names."""
     plan = autopar.plan(step, *args, **options)
-    program = trace(step, *args, donate=options.get("donate", (0,))).program(plan.step)
+    program = trace(step, *args, donate=options.get("donate", (0,))).program(
+        plan.step, plan.recompute
+    )
     assert program is not None
     return Reading(plan, program)

@@ -1,0 +1,113 @@
+"""What a plan makes of each value and equation: bytes on a device, seconds of running it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+from autopar.core.layout import Layout, Split, local_shape, replicated
+from autopar.core.plan import Plan
+from autopar.cost_model import Cluster, FusionBorders, Resharder, equation_seconds, work
+from autopar.cost_model.work import itemsize, shape_of
+from autopar.passes.rules import Region, regions
+from autopar.passes.trace import Step
+
+
+class PlanPrices:
+    """Bytes and seconds of one step under one plan.
+
+    Args:
+      step: the program that the plan is for.
+      borders: of that program.
+    """
+
+    def __init__(self, step: Step, plan: Plan, cluster: Cluster, borders: FusionBorders) -> None:
+        self.plan, self.chip, self.borders = plan, cluster.chip, borders
+        self.resharder = Resharder(plan.mesh, cluster.axis_links(plan.mesh))
+        self.layouts: dict[Var, Layout] = {}
+        self.rest: dict[Var, Layout] = {}
+        jaxpr = step.jaxpr.jaxpr
+        self.layouts.update((var, replicated(plan.mesh)) for var in jaxpr.constvars)
+        for i, (var, value) in enumerate(zip(jaxpr.invars, plan.inputs, strict=True)):
+            self.rest[var] = value.layout
+            self.layouts[var] = plan.hubs.get(f"in:{i}", value.layout)
+        self._walk(jaxpr, "")
+
+    def bytes_of(self, var: Var) -> int:
+        """Of the value as it is held, an input as it rests."""
+        layout = self.rest.get(var, self.layouts[var])
+        local = local_shape(shape_of(var.aval), layout, self.plan.mesh)
+        return math.prod(local) * itemsize(var.aval)
+
+    def seconds(self, name: str, eqn: JaxprEqn) -> float:
+        """Of one run of an equation, bringing its operands into their layouts included."""
+        nested = regions(eqn)
+        if nested is not None:
+            return sum(
+                region.trips
+                * sum(
+                    self.seconds(f"{name}/{region.name}/{position}", inner)
+                    for position, inner in enumerate(region.body.eqns)
+                )
+                for region in nested
+            )
+        strategy = self.plan.strategies[name]
+        total = equation_seconds(
+            work(eqn),
+            self._locals(eqn.invars, strategy.operands),
+            self._locals(eqn.outvars, strategy.results),
+            self.chip,
+            *self.borders.of(eqn),
+        )
+        for atom, wanted in zip(eqn.invars, strategy.operands, strict=True):
+            if isinstance(atom, Var) and self.layouts[atom] != wanted:
+                total += self._moved(atom, self.layouts[atom], wanted)
+        for port, (var, left) in enumerate(zip(eqn.outvars, strategy.results, strict=True)):
+            hub = self.plan.hubs.get(f"{name}.{port}", left)
+            total += self._moved(var, left, hub) if hub != left else 0.0
+        return total
+
+    def _locals(
+        self, atoms: Sequence[Var | Literal], layouts: Sequence[Layout]
+    ) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            local_shape(shape_of(atom.aval), layout, self.plan.mesh)
+            for atom, layout in zip(atoms, layouts, strict=True)
+        )
+
+    def _moved(self, var: Var, left: Layout, right: Layout) -> float:
+        path = self.resharder.path(shape_of(var.aval), itemsize(var.aval), left, right)
+        return sum(one.seconds for one in path)
+
+    def _walk(self, jaxpr: Jaxpr, prefix: str) -> None:
+        for position, eqn in enumerate(jaxpr.eqns):
+            name = f"{prefix}{position}"
+            nested = regions(eqn)
+            if nested is None:
+                for port, var in enumerate(eqn.outvars):
+                    own = self.plan.strategies[name].results[port]
+                    self.layouts[var] = self.plan.hubs.get(f"{name}.{port}", own)
+            else:
+                for region in nested:
+                    self._enter(name, region)
+
+    def _enter(self, name: str, region: Region) -> None:
+        hubs = self.plan.hubs
+        for slot, link in enumerate(region.inputs):
+            if isinstance(link.inner, Var):
+                self.layouts[link.inner] = hubs[f"{name}/{region.name}.in{slot}"]
+        self._walk(region.body, f"{name}/{region.name}/")
+        carried = [into for into, _ in region.carries]
+        for slot, link in enumerate(region.outputs):
+            if isinstance(link.outer, Var):
+                inner = (
+                    self.layouts[carried[slot]]
+                    if slot < len(carried)
+                    else hubs[f"{name}.out{slot}"]
+                )
+                by = int(link.stacked)
+                self.layouts[link.outer] = tuple(
+                    Split(p.dim + by) if isinstance(p, Split) else p for p in inner
+                )

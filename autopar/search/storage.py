@@ -1,0 +1,228 @@
+"""Sharding, then storage, then sharding again: plans whose backward pass recomputes values.
+
+1. The sharding is searched without a limit. If the plan fits the memory, it is the answer.
+2. Under its layouts, what to keep and what to recompute is chosen (``storage_choice``).
+3. The step is rewritten so (``remat``), and the sharding of that program is searched under the
+   limit, by the ordinary machinery: all that is accepted is priced and simulated as any plan is.
+   While it does not fit, less is kept.
+
+The fastest plan that fits, of these and of those that shard more instead, is the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autopar.core.errors import InfeasibleError
+from autopar.core.plan import Plan, Recomputation
+from autopar.cost_model import (
+    Cluster,
+    FusionBorders,
+    Timeline,
+    format_bytes,
+    fusion_borders,
+    liveness,
+)
+from autopar.passes.trace import Step, source_name
+from autopar.search import planner
+from autopar.search.options import Options
+from autopar.search.plan_prices import PlanPrices
+from autopar.search.storage_choice import Choice, Profile, choose, lightest
+from autopar.search.storage_values import Body, Value, dropped_names, storage_values
+
+UNLIMITED = 2**62
+"""Bytes; more than any device has."""
+
+NAMED = 6
+"""What fills the memory is named up to here."""
+
+ATTEMPTS = 6
+"""Choices tried, each for less memory by what the last was over; then the lightest."""
+
+SMALLER = 0.998
+"""Of its own memory, what the next choice may have at most."""
+
+
+def search(step: Step, cluster: Cluster, options: Options) -> Plan:
+    """The best plan of one program, rematerialised if memory asks for it.
+
+    Raises:
+      InfeasibleError: nothing fits the memory, though everything that may be is recomputed.
+    """
+    if options.remat == "none" or options.search != "optimal":
+        return planner.search(step, cluster, options)
+    free = planner.search(step, cluster, dataclasses.replace(options, memory_bytes=UNLIMITED))
+    budget = options.memory_bytes or cluster.chip.usable_bytes
+    if free.predicted.peak_bytes <= budget:
+        return dataclasses.replace(free, options=options.as_text())
+    options.progress(
+        f"needs {format_bytes(free.predicted.peak_bytes)} of {format_bytes(budget)}: "
+        "choosing what to recompute"
+    )
+    model = StorageModel.of(step, cluster, free)
+    plans = list(_rematerialised(step, cluster, model, free, budget, options))
+    least = free.predicted.peak_bytes
+    if free.mesh.device_count > 1:
+        try:
+            plans.append(planner.search(step, cluster, options))
+        except InfeasibleError as error:
+            least = min(least, error.least_bytes or least)
+    if not plans:
+        raise _infeasible(step, cluster, model, free, least, budget)
+    best = min(plans, key=lambda plan: plan.solver.objective_s)
+    return _judged(best, free, options)
+
+
+def _judged(plan: Plan, free: Plan, options: Options) -> Plan:
+    """What is proven of the plan: none is faster than the best without a limit."""
+    bound = min(free.solver.bound_s, plan.solver.objective_s)
+    status = plan.solver.status if not plan.recompute else "feasible"
+    bound = max(bound, plan.solver.bound_s) if not plan.recompute else bound
+    solver = dataclasses.replace(plan.solver, status=status, bound_s=bound)
+    return dataclasses.replace(plan, solver=solver, options=options.as_text())
+
+
+def _rematerialised(
+    step: Step,
+    cluster: Cluster,
+    model: StorageModel,
+    free: Plan,
+    budget: int,
+    options: Options,
+) -> Iterator[Plan]:
+    """Plans of the step that recompute something, on the mesh of ``free``, that fit."""
+    alone = free.mesh.device_count == 1  # nothing to choose, so nothing to limit
+    given = dataclasses.replace(
+        options, mesh=free.mesh, memory_bytes=UNLIMITED if alone else budget
+    )
+    target = float(budget) - model.unseen(free)
+    for _ in range(ATTEMPTS):
+        choice = choose(model.values, model.base, target)
+        last = choice is None
+        choice = choice or lightest(model.values, model.base)
+        names = dropped_names(model.values, model.bodies, choice.recomputed)
+        options.progress(f"recomputing {len(choice.recomputed)} values")
+        found, needed = _searched(step.rematerialised(names), cluster, given)
+        if found is not None and needed <= budget:
+            recomputed = tuple(_recomputations(model.values, choice))
+            yield dataclasses.replace(found, recompute=names, recomputed=recomputed)
+            return
+        if last:
+            return
+        target = min(budget - (needed - choice.peak), choice.peak * SMALLER)
+
+
+def _searched(step: Step, cluster: Cluster, options: Options) -> tuple[Plan | None, int]:
+    """The plan, if there is one, and the memory that it needs, or that the lightest found does."""
+    try:
+        found = planner.search(step, cluster, options)
+    except InfeasibleError as error:
+        return None, error.least_bytes or 0
+    return found, found.predicted.peak_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StorageModel:
+    """The choices of one program under one plan's layouts.
+
+    Attributes:
+      base: bytes at each instant that no choice changes. peak: of the program as it is written.
+    """
+
+    values: tuple[Value, ...]
+    bodies: tuple[Body, ...]
+    base: Profile
+    peak: float
+
+    @classmethod
+    def of(cls, step: Step, cluster: Cluster, plan: Plan) -> StorageModel:
+        borders, timeline = _timeline(step, cluster, plan)
+        chip = cluster.chip
+        prices = PlanPrices(step, plan, cluster, borders)
+        values, bodies = storage_values(
+            step.jaxpr, borders, timeline, prices.seconds, prices.bytes_of
+        )
+        sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
+        peak = float(np.max(timeline.profile(sizes, vmem_bytes=chip.vmem_bytes)))
+        chosen = {var for value in values for var in value.buffers}
+        rest = {var: 0 if var in chosen else size for var, size in sizes.items()}
+        base = timeline.profile(rest, vmem_bytes=chip.vmem_bytes)
+        for value in values:
+            if value.trips == 1:
+                base[value.start : value.last_forward + 1] += value.bytes
+        return cls(values, bodies, base, peak)
+
+    def unseen(self, plan: Plan) -> float:
+        """Bytes of the plan's peak that this model leaves out: copies of values being re-laid."""
+        return max(0.0, plan.predicted.peak_bytes - self.peak)
+
+
+def _infeasible(
+    step: Step, cluster: Cluster, model: StorageModel, free: Plan, least: int, budget: int
+) -> InfeasibleError:
+    """The honest 'no': the least memory found, and what fills it."""
+    choice = lightest(model.values, model.base)
+    names = dropped_names(model.values, model.bodies, choice.recomputed)
+    options = Options(mesh=free.mesh, memory_bytes=UNLIMITED)
+    program = step.rematerialised(names)
+    plan = planner.search(program, cluster, options)
+    needed, filled = plan.predicted.peak_bytes, _filled(program, cluster, plan)
+    if needed > least:
+        needed, filled = least, ""
+    return InfeasibleError(
+        f"no plan fits {format_bytes(budget)} a device: the least found on mesh {free.mesh}, with "
+        f"all recomputed that helps, needs {format_bytes(needed)}{filled}; give more memory, more "
+        "devices or a smaller batch",
+        needed,
+    )
+
+
+def _filled(step: Step, cluster: Cluster, plan: Plan) -> str:
+    """What fills the memory at the peak: inputs by role, and the largest other values by name."""
+    borders, timeline = _timeline(step, cluster, plan)
+    prices = PlanPrices(step, plan, cluster, borders)
+    sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
+    instant, _ = timeline.peak(sizes, vmem_bytes=cluster.chip.vmem_bytes)
+    paths = dict(zip(step.jaxpr.jaxpr.invars, step.in_paths, strict=True))
+    makers = {var: eqn for eqn in timeline.kernels for var in eqn.outvars}
+    totals: dict[str, float] = defaultdict(float)
+    for buffer in timeline.live_at(instant):
+        name = buffer.category
+        if buffer.var not in paths and buffer.var in makers:
+            name = source_name(makers[buffer.var])
+        totals[name] += buffer.scale * sizes[buffer.var]
+    top = sorted(totals.items(), key=lambda item: -item[1])[:NAMED]
+    return " (" + ", ".join(f"{name} {format_bytes(size)}" for name, size in top) + ")"
+
+
+def _timeline(step: Step, cluster: Cluster, plan: Plan) -> tuple[FusionBorders, Timeline]:
+    borders, chip = fusion_borders(step.jaxpr), cluster.chip
+    timeline = liveness(
+        step.jaxpr,
+        [value.role for value in plan.inputs],
+        step.donated,
+        step.ties,
+        borders=borders,
+        bf16_dots=chip.f32_flops == chip.bf16_flops,
+    )
+    return borders, timeline
+
+
+def _recomputations(values: Sequence[Value], choice: Choice) -> Iterator[Recomputation]:
+    """What a choice recomputes, those of one name together, by what they save."""
+    groups: dict[str, list[Value]] = defaultdict(list)
+    for number in choice.recomputed:
+        groups[values[number].label].append(values[number])
+    for label, group in sorted(groups.items(), key=lambda item: -_held(item[1])):
+        seconds = sum(value.seconds * value.trips for value in group)
+        count = sum(value.trips for value in group)
+        yield Recomputation(label, count, _held(group), seconds)
+
+
+def _held(group: Sequence[Value]) -> int:
+    return sum(value.bytes * value.trips for value in group if value.needed)

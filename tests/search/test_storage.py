@@ -1,0 +1,157 @@
+"""What to recompute: the choice against brute force, and whole plans that carry it out."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import Var
+
+import autopar
+from autopar.core import compat
+from autopar.core.errors import InfeasibleError, OptionError
+from autopar.core.plan_json import from_json, to_json
+from autopar.search.storage_choice import choose
+from autopar.search.storage_values import Value
+
+
+def chain(n: int, seed: int) -> tuple[list[Value], np.ndarray[Any, Any]]:
+    """Checkmate's chain: each value is made of the one before; backward reads come in reverse."""
+    rng = random.Random(seed)
+
+    def value(i: int) -> Value:
+        var: Var = compat.new_var(jax.core.ShapedArray((1,), jnp.float32))
+        return Value(
+            *(var, str(i), "", (str(i),), (i - 1,) if i else ()),
+            *(rng.randint(1, 9), float(rng.randint(1, 9)), 1, i, i + 1, ""),
+            first=2 * n - i,
+            last=2 * n - i,
+        )
+
+    values = [value(i) for i in range(n)]
+    base = np.ones(2 * n + 2)
+    for one in values:
+        base[one.start : one.last_forward + 1] += one.bytes
+    return values, base
+
+
+def peak(values: list[Value], base: Any, again: frozenset[int]) -> float:
+    """Bytes of a choice, simulated instant by instant: runs of recomputed values run together."""
+    live = np.array(base)
+    for i, one in enumerate(values):
+        start = one.last_forward + 1
+        if i in again:
+            last = i
+            while last + 1 in again:
+                last += 1
+            start = values[last].first
+        live[start : one.last + 1] += one.bytes
+    return float(live.max())
+
+
+def brute(values: list[Value], base: Any, budget: float) -> float | None:
+    """The least cost within the budget, of all choices."""
+    best = None
+    for bits in itertools.product((False, True), repeat=len(values)):
+        again = frozenset(i for i, bit in enumerate(bits) if bit)
+        if peak(values, base, again) <= budget:
+            cost = sum(values[i].seconds for i in again)
+            best = cost if best is None else min(best, cost)
+    return best
+
+
+@pytest.mark.parametrize("n", [2, 4, 7, 10])
+def test_chains_are_solved_as_well_as_by_brute_force(n: int) -> None:
+    for seed in range(3):
+        values, base = chain(n, seed)
+        whole = peak(values, base, frozenset())
+        for share in (1.0, 0.8, 0.6, 0.5, 0.4):
+            budget = whole * share
+            wanted, found = brute(values, base, budget), choose(values, base, budget)
+            if wanted is None:
+                assert found is None
+                continue
+            assert found is not None
+            assert found.seconds == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+            assert found.peak == peak(values, base, frozenset(found.recomputed)) <= budget
+
+
+def test_long_chains_are_within_their_budget_and_near_their_bound() -> None:
+    values, base = chain(32, 0)
+    whole = peak(values, base, frozenset())
+    for share in (0.9, 0.7):
+        found = choose(values, base, share * whole)
+        assert found is not None
+        assert found.peak <= share * whole
+        assert found.seconds <= found.bound * 1.001 + 1e-5
+
+
+LAYERS = 4
+
+
+def step(params: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+    def loss(p: Any) -> jax.Array:
+        y = x
+        for w in p:
+            hidden = jnp.tanh(y @ w)
+            y = y + jnp.sin(hidden) @ w.T
+        return jnp.mean(y**2)
+
+    value, grads = jax.value_and_grad(loss)(params)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
+
+
+def arguments() -> tuple[Any, jax.Array]:
+    keys = jax.random.split(jax.random.key(0), LAYERS)
+    return [jax.random.normal(k, (16, 64)) / 8 for k in keys], jnp.ones((256, 16))
+
+
+def plan(share: float, cluster: str = "cpu:1", **options: Any) -> autopar.Plan:
+    """A plan for ``share`` of the memory that the fastest one needs."""
+    args = arguments()
+    target = autopar.cost_model.parse_cluster(cluster)
+    free = autopar.plan(step, *args, cluster=target, memory=2**40, **options)
+    budget = int(free.predicted.peak_bytes * share)
+    return autopar.plan(step, *args, cluster=target, memory=budget, **options)
+
+
+def test_what_fits_is_left_alone() -> None:
+    assert not plan(1.0).recompute
+
+
+def test_what_does_not_fit_is_recomputed_and_the_plan_says_so() -> None:
+    found = plan(0.8)
+    assert found.recompute
+    assert found.recomputed
+    assert "recomputed" in str(found)
+    assert found.solver.status == "feasible"
+    assert found.solver.bound_s < found.solver.objective_s
+    assert from_json(to_json(found)) == found
+
+
+def test_a_budget_below_the_least_names_what_fills_it() -> None:
+    with pytest.raises(InfeasibleError, match=r"least found on mesh .* needs .*\(.*parameters"):
+        plan(0.05)
+
+
+def test_none_recomputes_nothing() -> None:
+    with pytest.raises(InfeasibleError):
+        plan(0.8, remat="none")
+    with pytest.raises(OptionError, match="remat='some' is not offered"):
+        plan(0.8, remat="some")
+
+
+@pytest.mark.parametrize("backend", ["jit", "shard_map"])
+def test_eight_devices_agree_with_one(backend: str) -> None:
+    found = plan(0.8, "cpu:8", pins={"params/.*": jax.P(), "x": jax.P("data")}, mesh={"data": 8})
+    assert found.recompute
+    wanted = jax.jit(step)(*arguments())
+    args = arguments()
+    got = autopar.apply(step, found, backend=backend)(*args)
+    for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
