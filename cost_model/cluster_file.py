@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import tomllib
 from collections.abc import Collection, Mapping
@@ -41,7 +42,12 @@ _TOP = ("name", "preset", "shape", "chip", "levels")
 _LEVEL = ("name", "size", "kind", "bandwidth", "latency", "wrap")
 _CHIP = tuple(field.name for field in dataclasses.fields(Chip))
 _ENDINGS = {"_s": "s", "_flops": "FLOP/s", "_bandwidth": "bytes/s"}
-_PLAIN = frozenset({"time_scale", "matmul_tile", "matmul_half_k"})
+_PLAIN = frozenset(
+    (
+        *("matmul_efficiency", "hbm_efficiency", "attention_efficiency"),
+        *("matmul_tile", "matmul_half_k"),
+    )
+)
 
 
 def read_cluster(path: str | PathLike[str]) -> Cluster:
@@ -61,6 +67,28 @@ def read_cluster(path: str | PathLike[str]) -> Cluster:
         return _cluster(data, Path(path).stem)
     except ClusterError as error:
         raise ClusterError(f"{where}: {error}") from None
+
+
+def write_cluster(cluster: Cluster, path: str | PathLike[str]) -> None:
+    """Writes a file that ``read_cluster`` reads as the same cluster.
+
+    Raises:
+      ClusterError: the file cannot be written.
+    """
+    lines = [f"name = {json.dumps(cluster.name)}", f"shape = {list(cluster.shape)}", "", "[chip]"]
+    for key, value in dataclasses.asdict(cluster.chip).items():
+        lines.append(f"{key} = {json.dumps(value)}")
+    for level in cluster.levels or (Level("alone", 1, "switch", 1.0, 0.0),):
+        lines += ["", "[[levels]]", f"name = {json.dumps(level.name)}", f"size = {level.size}"]
+        lines += [f"kind = {json.dumps(level.kind)}", f"bandwidth = {level.bandwidth!r}"]
+        lines += [f"latency = {level.latency_s!r}", f"wrap = {json.dumps(level.wrap)}"]
+    try:
+        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ClusterError(
+            f"cannot write cluster file {fspath(path)}: {error.strerror}; give a path in a folder "
+            "that exists and may be written to"
+        ) from None
 
 
 def _cluster(data: Mapping[str, Any], default_name: str) -> Cluster:

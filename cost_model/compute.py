@@ -2,30 +2,107 @@
 
 ::
 
-    seconds = launch + time_scale * max(
-        matmul / (peak * efficiency), vector / vector_peak, bytes / hbm_bandwidth)
+    seconds = launch + max(
+        matmul / (peak * matmul_efficiency * k / (k + matmul_half_k)),
+        vector / vector_peak,
+        bytes / (hbm_bandwidth * hbm_efficiency))
 
 ``bytes`` are those of fusion borders only: operands that must be read from device memory and
-results that must be written to it (``fusion``). ``time_scale`` is the one fitted constant of a chip
-generation. ``efficiency`` knows two things: the matrix unit works in square tiles, so ``m, n, k``
-round up to ``matmul_tile``, and a short contraction does not fill its pipeline: ``k / (k +
-matmul_half_k)``, which with v5e's scale gives 0.65 of peak at k = 512 and 0.72 at 4096 (measured:
-0.55 to 0.76 at 512). A product with a vector (``m`` or ``n`` of one) is done by the vector units,
-as XLA does.
+results that must be written to it (``fusion``). The two efficiencies are the measured constants of
+a chip generation: what a large matmul, and a large copy, reach of the peaks. The matrix unit works
+in square tiles, so ``m, n, k`` round up to ``matmul_tile``, and a short contraction does not fill
+its pipeline, hence ``k / (k + matmul_half_k)``. A product with a vector (``m`` or ``n`` of one) is
+done by the vector units, as XLA does.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from autopar.cost_model.hardware import Chip
+from autopar.cost_model.hardware import Chip, DtypeClass
 from autopar.cost_model.work import Shape, Work
 
 SHOWING = 0.1
 """Share of a fused operation's arithmetic that the memory traffic of its kernel does not hide. It
 is small, as XLA overlaps the two, but not zero: no work is free, so that plans never repeat it
 idly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one equation asks of a device, whichever device it is.
+
+    Attributes:
+      matmul: ``(batch, m, n, k)``. dtype_class: its operands'.
+      attention_share: of a matmul in an attention kernel, what is computed of it; else 0.
+      vector_ops: operations of the vector units. moved_bytes: to and from device memory.
+      launches: whether a kernel ends here.
+    """
+
+    dtype_class: DtypeClass = "bf16"
+    matmul: tuple[int, int, int, int] | None = None
+    attention_share: float = 0.0
+    vector_ops: float = 0.0
+    moved_bytes: float = 0.0
+    launches: bool = False
+
+    def seconds(self, chip: Chip) -> float:
+        """The roofline; see the module."""
+        matmul_s = 0.0
+        if self.matmul is not None:
+            matmul_s = self._matmul_seconds(self.matmul, chip)
+        vector_s = self.vector_ops / chip.vector_flops
+        if not self.moved_bytes:
+            vector_s *= SHOWING
+        memory_s = self.moved_bytes / (chip.hbm_bandwidth * chip.hbm_efficiency)
+        seconds = max(matmul_s, vector_s, memory_s)
+        return seconds + (chip.launch_s if self.launches else 0.0)
+
+    def _matmul_seconds(self, dims: tuple[int, int, int, int], chip: Chip) -> float:
+        peak = chip.peak(self.dtype_class)
+        if self.attention_share:
+            return 2.0 * math.prod(dims) * self.attention_share / (peak * chip.attention_efficiency)
+        tile = chip.matmul_tile
+        batch, m, n, k = dims[0], *(-(-extent // tile) * tile for extent in dims[1:])
+        efficiency = chip.matmul_efficiency * k / (k + chip.matmul_half_k)
+        return 2.0 * batch * m * n * k / (peak * efficiency)
+
+
+NOTHING = Load()
+
+
+def equation_load(
+    work: Work,
+    operands: tuple[Shape, ...],
+    results: tuple[Shape, ...],
+    reads: Sequence[float],
+    writes: Sequence[bool],
+    attention_share: float = 0.0,
+) -> Load:
+    """What an equation whose operands and results have these *local* shapes asks of a device.
+
+    Args:
+      work: ``work(eqn)``; look it up once per equation.
+      operands: their local shapes.
+      results: theirs.
+      reads: per operand, how often its bytes come from device memory (``FusionBorders.reads_of``).
+      writes: per result, whether its writing is charged here (``FusionBorders.writes_of``).
+      attention_share: see ``Load`` (``AttentionKernels.of``).
+
+    An equation that lies inside a fusion (no reads, no writes) costs a little of its arithmetic.
+    Loops and other regions cost nothing themselves: their bodies are priced.
+    """
+    if work.kind == "region":
+        return NOTHING
+    vector_ops = work.vector_flops(operands, results)
+    dims = work.matmul_dims(operands, results)
+    if dims is not None and min(dims[1], dims[2]) == 1:
+        vector_ops += 2.0 * math.prod(dims)
+        dims = None
+    moved = _moved_bytes(work, operands, results, reads, writes)
+    return Load(work.dtype_class, dims, attention_share, vector_ops, moved, any(writes))
 
 
 def equation_seconds(
@@ -35,35 +112,10 @@ def equation_seconds(
     chip: Chip,
     reads: Sequence[float],
     writes: Sequence[bool],
+    attention_share: float = 0.0,
 ) -> float:
-    """Seconds of an equation whose operands and results have these *local* shapes.
-
-    Args:
-      work: ``work(eqn)``; look it up once per equation.
-      operands: their local shapes.
-      results: theirs.
-      chip: whose rates count.
-      reads: per operand, how often its bytes come from device memory (``FusionBorders.reads_of``).
-      writes: per result, whether its writing is charged here (``FusionBorders.writes_of``).
-
-    An equation that lies inside a fusion (no reads, no writes) costs a little of its arithmetic.
-    Loops and other regions cost nothing themselves: their bodies are priced.
-    """
-    if work.kind == "region":
-        return 0.0
-    matmul_s, vector_ops = 0.0, work.vector_flops(operands, results)
-    dims = work.matmul_dims(operands, results)
-    if dims is not None:
-        if min(dims[1], dims[2]) == 1:
-            vector_ops += 2.0 * math.prod(dims)
-        else:
-            matmul_s = _matmul_seconds(dims, work, chip)
-    moved = _moved_bytes(work, operands, results, reads, writes)
-    vector_s = vector_ops / chip.vector_flops
-    if not moved:
-        vector_s *= SHOWING
-    seconds = max(matmul_s, vector_s, moved / chip.hbm_bandwidth)
-    return chip.time_scale * seconds + (chip.launch_s if any(writes) else 0.0)
+    """Seconds of ``equation_load`` on a chip."""
+    return equation_load(work, operands, results, reads, writes, attention_share).seconds(chip)
 
 
 def _moved_bytes(
@@ -81,11 +133,3 @@ def _moved_bytes(
         if written:
             moved += work.result_bytes(index, operands, results)
     return moved
-
-
-def _matmul_seconds(dims: tuple[int, int, int, int], work: Work, chip: Chip) -> float:
-    tile = chip.matmul_tile
-    batch, m, n, k = dims[0], *(-(-extent // tile) * tile for extent in dims[1:])
-    padded = batch * m * n * k
-    efficiency = k / (k + chip.matmul_half_k)
-    return 2.0 * padded / (chip.peak(work.dtype_class) * efficiency)

@@ -25,10 +25,13 @@ class Chip:
       hbm_bytes: device memory. hbm_bandwidth: to and from it.
       host_bytes: host memory per device. host_bandwidth: to the host, one way, per device.
       launch_s: fixed time of a kernel, added to every kernel.
-      time_scale: measured time over roofline time: the one fitted constant of a generation.
+      matmul_efficiency: share of the peak that a large matmul reaches.
+      hbm_efficiency: share of ``hbm_bandwidth`` that a large copy reaches.
       matmul_tile: matmul dimensions round up to this (the side of the systolic array).
       matmul_half_k: contraction length at which a matmul reaches half of its large-K rate.
       vmem_bytes: on-chip memory that short-lived values may stay in (``Timeline.profile``).
+      attention_efficiency: share of the peak that attention reaches where it runs as one kernel
+        (``attention``); 0 where it does not, as with XLA's own.
     """
 
     name: str
@@ -43,10 +46,12 @@ class Chip:
     host_bytes: int
     host_bandwidth: float
     launch_s: float
-    time_scale: float = 1.3
+    matmul_efficiency: float = 0.8
+    hbm_efficiency: float = 0.8
     matmul_tile: int = 128
     matmul_half_k: int = 64
     vmem_bytes: int = 0
+    attention_efficiency: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -55,6 +60,8 @@ class Chip:
                 raise ClusterError(f"chip.{field.name} is {value}; it must be positive")
             if isinstance(value, (int, float)) and value < 0:
                 raise ClusterError(f"chip.{field.name} is {value}; it must not be negative")
+            if field.name.endswith("_efficiency") and value > 1:
+                raise ClusterError(f"chip.{field.name} is {value}; it is a share, at most 1")
 
     @property
     def usable_bytes(self) -> int:
@@ -69,7 +76,9 @@ class Chip:
 HELD_BACK = 0.12
 """8 % of device memory that XLA:TPU keeps, and up to 4 % lost to fragmentation (measured, v5e)."""
 
-_MAY_BE_ZERO = frozenset({"launch_s", "host_bytes", "matmul_half_k", "vmem_bytes"})
+_MAY_BE_ZERO = frozenset(
+    {"launch_s", "host_bytes", "matmul_half_k", "vmem_bytes", "attention_efficiency"}
+)
 
 
 @dataclass(frozen=True, slots=True)

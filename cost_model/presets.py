@@ -10,6 +10,8 @@ Sources, by the letter that stands beside a number:
 * [C] Calculon's system files (github.com/calculon-ai/calculon), latencies and efficiencies.
 * [O] OLCF Frontier user guide. [L] MLPerf system descriptions; Azure ND96isr MI300X v5.
 * [V] computed: 8 x 128 lanes x ALUs x clock x cores of the vector unit ([B], chapter TPUs).
+* [U] AI-Hypercomputer/tpu-recipes, microbenchmarks. [R] fitted to published training runs,
+  docs/cost_model.md.
 * [M] measured for this project, see docs/cost_model.md. [E] an estimate; calibrate it.
 """
 
@@ -39,7 +41,8 @@ CPU = Preset(
         host_bytes=4 * 2**30,
         host_bandwidth=5e9,
         launch_s=5e-6,
-        time_scale=1.0,
+        matmul_efficiency=1.0,
+        hbm_efficiency=1.0,
         matmul_tile=8,
         matmul_half_k=8,
     ),

@@ -22,6 +22,7 @@ def _gpu(
     hbm: float,
     host_gib: float,
     pcie: float,
+    matmul: float,
 ) -> Chip:
     """Units: TFLOP/s, GiB, GB/s. ``f32`` is TF32 where the chip has it: JAX's default precision."""
     return Chip(
@@ -37,7 +38,8 @@ def _gpu(
         host_bytes=int(host_gib * GIB),
         host_bandwidth=pcie * GIGA,
         launch_s=2 * MICRO,  # [E] a kernel launch on a stream that is kept full
-        time_scale=1.3,  # [E] MFU of well-tuned matmuls is 0.7 to 0.8 of peak
+        matmul_efficiency=matmul,
+        hbm_efficiency=0.85,  # [R]
         matmul_tile=64,  # [E] rows or columns of one warp group's tile
     )
 
@@ -60,6 +62,7 @@ GPUS: dict[str, Preset] = {
             f32=15.7,  # [N] no TF32
             f32_highest=15.7,  # [N]
             int8=62,  # [N] dp4a
+            matmul=0.55,  # [R]
             vector=15.7,  # [N]
             hbm_gib=16,  # [N]
             hbm=900,  # [N]
@@ -81,6 +84,7 @@ GPUS: dict[str, Preset] = {
             f32=156,  # [N] TF32
             f32_highest=19.5,  # [N]
             int8=624,  # [N]
+            matmul=0.7,  # [R]
             vector=19.5,  # [N]
             hbm_gib=40,  # [N]
             hbm=1555,  # [N]
@@ -102,6 +106,7 @@ GPUS: dict[str, Preset] = {
             f32=156,  # [N] TF32
             f32_highest=19.5,  # [N]
             int8=624,  # [N]
+            matmul=0.7,  # [R]
             vector=19.5,  # [N]
             hbm_gib=80,  # [N]
             hbm=2039,  # [N]
@@ -124,6 +129,7 @@ GPUS: dict[str, Preset] = {
             f32_highest=66.9,  # [N]
             int8=1979,  # [N]
             fp8=1979,  # [N]
+            matmul=0.55,  # [R]
             vector=66.9,  # [N]
             hbm_gib=80,  # [N]
             hbm=3350,  # [N]
@@ -141,6 +147,7 @@ GPUS: dict[str, Preset] = {
             f32_highest=66.9,  # [N]
             int8=1979,  # [N]
             fp8=1979,  # [N]
+            matmul=0.55,  # [E] as h100
             vector=66.9,  # [N]
             hbm_gib=131.3,  # [N] 141 GB
             hbm=4800,  # [N]
@@ -158,6 +165,7 @@ GPUS: dict[str, Preset] = {
             f32_highest=75,  # [N]
             int8=4500,  # [N]
             fp8=4500,  # [N]
+            matmul=0.55,  # [E] as h100
             vector=75,  # [N]
             hbm_gib=167.6,  # [N] 180 GB usable of 192
             hbm=8000,  # [N]
@@ -175,6 +183,7 @@ GPUS: dict[str, Preset] = {
             f32_highest=80,  # [N]
             int8=5000,  # [N]
             fp8=5000,  # [N]
+            matmul=0.55,  # [E] as h100
             vector=80,  # [N]
             hbm_gib=173.2,  # [L] 186 GB
             hbm=8000,  # [N]
@@ -192,6 +201,7 @@ GPUS: dict[str, Preset] = {
             f32=47.9,  # [A]
             f32_highest=47.9,  # [A]
             int8=191.5,  # [A]
+            matmul=0.5,  # [E]
             vector=23.9,  # [A]
             hbm_gib=64,  # [O]
             hbm=1600,  # [A] 3200 a module
@@ -217,6 +227,7 @@ GPUS: dict[str, Preset] = {
             f32_highest=163.4,  # [A]
             int8=2614.9,  # [A]
             fp8=2614.9,  # [A]
+            matmul=0.5,  # [E]
             vector=163.4,  # [A]
             hbm_gib=178.8,  # [L] 192 GB
             hbm=5300,  # [A]

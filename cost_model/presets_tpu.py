@@ -26,7 +26,8 @@ def _tpu(
     hbm: float,
     host_gib: float,
     pcie: float,
-    time_scale: float = 1.3,  # [E] between the two generations that were measured
+    matmul: float,
+    copy: float = 0.83,  # [U] v6e
     tile: int = 128,
     vmem_mib: int = 0,
 ) -> Chip:
@@ -44,7 +45,8 @@ def _tpu(
         host_bytes=int(host_gib * GIB),
         host_bandwidth=pcie * GIGA,
         launch_s=0.2 * MICRO,  # [E] kernels of one TPU program follow each other without the host
-        time_scale=time_scale,
+        matmul_efficiency=matmul,
+        hbm_efficiency=copy,
         matmul_tile=tile,
         vmem_bytes=vmem_mib * 2**20,
     )
@@ -56,6 +58,7 @@ TPUS: dict[str, Preset] = {
         _tpu(
             "tpu-v3",
             bf16=70,
+            matmul=0.75,  # [E] as v4
             vector=1.9,  # [V] 8 x 128 x 2 x 0.94 GHz
             hbm_gib=16,
             hbm=450,
@@ -80,6 +83,7 @@ TPUS: dict[str, Preset] = {
             "tpu-v4",
             bf16=275,  # [G]
             int8=275,  # [G]
+            matmul=0.75,  # [R]
             vector=4.3,  # [V] 8 x 128 x 2 x 1.05 GHz x 2 cores
             hbm_gib=32,  # [G]
             hbm=1200,  # [G]
@@ -102,12 +106,12 @@ TPUS: dict[str, Preset] = {
             "tpu-v5e",
             bf16=197,  # [G]
             int8=393,  # [G]
+            matmul=0.8,  # [R]
             vector=6.1,  # [V] 8 x 128 x 4 x 1.5 GHz
             hbm_gib=16,  # [G]
             hbm=819,  # [G]
             host_gib=512 / 8,  # [G] host of 8 chips
             pcie=16,  # [B]
-            time_scale=1.37,  # [M] median error 2.3 %
             vmem_mib=112,  # [M] of 128
         ),
         Torus(
@@ -126,6 +130,7 @@ TPUS: dict[str, Preset] = {
             "tpu-v5p",
             bf16=459,  # [G]
             int8=918,  # [B]
+            matmul=0.85,  # [R]
             vector=14.3,  # [V] 8 x 128 x 4 x 1.75 GHz x 2 cores
             hbm_gib=95,  # [G]
             hbm=2765,  # [G]
@@ -148,12 +153,12 @@ TPUS: dict[str, Preset] = {
             "tpu-v6e",
             bf16=918,  # [G]
             int8=1836,  # [G]
+            matmul=0.8,  # [R]; 0.90 in isolation [U]
             vector=14.3,  # [E] as v5p
             hbm_gib=32,  # [G]
             hbm=1638,  # [G]
             host_gib=1536 / 8,  # [G] host of 8 chips
             pcie=32,  # [B]
-            time_scale=1.5,  # [M] "about 1.5"
             tile=256,  # [B] 256 x 256 systolic array
             vmem_mib=112,  # [E] as v5e
         ),
@@ -176,6 +181,7 @@ TPUS: dict[str, Preset] = {
             bf16=2307 / 2,
             int8=4614 / 2,  # [E] as fp8
             fp8=4614 / 2,
+            matmul=0.75,  # [R]; 0.83 in isolation [U]
             vector=14.3,  # [E] as v6e, a die
             hbm_gib=96,
             hbm=7380 / 2,

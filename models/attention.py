@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from autopar.models.layers import TransformerConfig, dense, dropout, residual_std
+from autopar.models.layers import TransformerConfig, dense, dropout, keepable, residual_std
 
 
 class Attention(nn.Module):
@@ -36,6 +36,26 @@ class Attention(nn.Module):
             q, k = rotate(q, c.rope_theta), rotate(k, c.rope_theta)
         if c.heads != c.key_heads:
             q = q.reshape(*q.shape[:2], c.key_heads, -1, c.head_dim)
+        core = nn.remat(Core, prevent_cse=not c.scan) if c.remat_attention else Core
+        mixed = core(c, self.causal, name="core")(q, k, v, bias).reshape(*x.shape[:2], -1)
+        mixed = keepable(c, "mixed", mixed)
+        return keepable(c, "out", dense(c, c.d_model, "out", residual_std(c))(mixed))
+
+
+class Core(nn.Module):
+    """Attention without its parameters: scores, their softmax, and the mix of the values."""
+
+    config: TransformerConfig
+    causal: bool
+
+    @nn.compact
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None
+    ) -> jax.Array:
+        """Maps queries [B, S, (kv_heads,) heads, d], keys and values [B, T, kv_heads, d] to mixed
+        values of the queries' shape; `bias` as in `Attention`.
+        """
+        c = self.config
         # The ellipsis is the query heads that share a key head, where there are several.
         scores = jnp.einsum("bqh...d,bkhd->bh...qk", q / math.sqrt(c.head_dim), k)
         scores = scores.astype(jnp.float32)
@@ -45,8 +65,7 @@ class Attention(nn.Module):
             seen = jnp.tril(jnp.ones(scores.shape[-2:], dtype=bool))
             scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
         weights = dropout(self, c.dropout, nn.softmax(scores).astype(c.dtype))
-        mixed = jnp.einsum("bh...qk,bkhd->bqh...d", weights, v).reshape(*x.shape[:2], -1)
-        return dense(c, c.d_model, "out", residual_std(c))(mixed)
+        return jnp.einsum("bh...qk,bkhd->bqh...d", weights, v)
 
 
 def _project(c: TransformerConfig, x: jax.Array, memory: jax.Array | None) -> list[jax.Array]:
@@ -58,7 +77,7 @@ def _project(c: TransformerConfig, x: jax.Array, memory: jax.Array | None) -> li
     else:
         other = x if memory is None else memory
         named = zip("qkv", (x, other, other), widths, strict=True)
-        found = [dense(c, width, name)(of) for name, of, width in named]
+        found = [keepable(c, name, dense(c, width, name)(of)) for name, of, width in named]
     return [y.reshape(*y.shape[:2], -1, c.head_dim) for y in found]
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 INIT_STD = 0.02
@@ -41,6 +42,10 @@ class TransformerConfig:
         param_dtype: type that parameters are kept in.
         scan: one loop over stacked layers, in place of one copy of the block a layer.
         remat: recompute each block in the backward pass (`jax.checkpoint`).
+        kept: under `remat`, linear layers whose results are kept, by name: of attention `q`, `k`,
+            `v` and `out`, of the feed-forward layer `gate`, `up` and `down`; `mixed` is what
+            attention makes of the values, before `out`.
+        remat_attention: recompute scores and softmax in the backward pass, whatever `remat` says.
     """
 
     layers: int
@@ -65,6 +70,8 @@ class TransformerConfig:
     param_dtype: DTypeLike = jnp.float32
     scan: bool = False
     remat: bool = False
+    kept: tuple[str, ...] = ()
+    remat_attention: bool = False
 
     def __post_init__(self) -> None:
         """Checks that heads divide what they share."""
@@ -135,6 +142,11 @@ def head(config: TransformerConfig, vocab: int) -> nn.Dense:
 def dropout(module: nn.Module, rate: float, x: jax.Array) -> jax.Array:
     """Drops some of `x` in training, which is when the running `module` has a key `dropout`."""
     return nn.Dropout(rate, deterministic=not module.has_rng("dropout"))(x)
+
+
+def keepable(config: TransformerConfig, name: str, x: jax.Array) -> jax.Array:
+    """`x` under the name by which `config.kept` speaks of it; `x` itself where nothing is kept."""
+    return checkpoint_name(x, name) if config.kept else x
 
 
 def residual_std(config: TransformerConfig) -> float:

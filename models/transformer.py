@@ -1,6 +1,7 @@
 """Pre-norm transformer blocks, as all transformers here share them."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,14 @@ from flax import linen as nn
 
 from autopar.models.attention import Attention
 from autopar.models.experts import Experts
-from autopar.models.layers import TransformerConfig, dense, dropout, norm, residual_std
+from autopar.models.layers import (
+    TransformerConfig,
+    dense,
+    dropout,
+    keepable,
+    norm,
+    residual_std,
+)
 
 
 class FeedForward(nn.Module):
@@ -22,10 +30,11 @@ class FeedForward(nn.Module):
         c = self.config
         activation = getattr(nn, c.activation)
         if c.gated:
-            hidden = activation(dense(c, c.ff_dim, "gate")(x)) * dense(c, c.ff_dim, "up")(x)
+            gate = keepable(c, "gate", dense(c, c.ff_dim, "gate")(x))
+            hidden = activation(gate) * keepable(c, "up", dense(c, c.ff_dim, "up")(x))
         else:
-            hidden = activation(dense(c, c.ff_dim, "up")(x))
-        return dense(c, c.d_model, "down", residual_std(c))(hidden)
+            hidden = activation(keepable(c, "up", dense(c, c.ff_dim, "up")(x)))
+        return keepable(c, "down", dense(c, c.d_model, "down", residual_std(c))(hidden))
 
 
 class Block(nn.Module):
@@ -72,7 +81,9 @@ def apply_blocks(
     of `layers` on each. Every block gets `memory` and `bias`.
     """
     # Within a loop nothing can be merged across iterations, so no barrier is needed against it.
-    block: Any = nn.remat(Block, prevent_cse=not config.scan) if config.remat else Block
+    keep = jax.checkpoint_policies.save_only_these_names(*config.kept) if config.kept else None
+    again = functools.partial(nn.remat, prevent_cse=not config.scan, policy=keep)
+    block: Any = again(Block) if config.remat else Block
     if not config.scan:
         plain = dataclasses.replace(config, experts=0)
         for i in range(config.layers):

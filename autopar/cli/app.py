@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from autopar.cli.calibrate import calibrate
 from autopar.cli.clusters import clusters
 from autopar.cli.compare import compare
 from autopar.cli.plan import plan
@@ -44,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (plan, train, compare, verify, clusters):
+for command in (plan, train, compare, verify, calibrate, clusters):
     app.command()(command)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from autopar.core.layout import Layout, local_shape, replicated
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster, FusionBorders, Resharder, equation_seconds, work
+from autopar.cost_model.attention import NO_ATTENTION, AttentionKernels
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.search.domains import Domain, Domains, State, partial_ops, shifted
 from autopar.search.graph import Edge, Graph, Node
@@ -54,12 +55,13 @@ def assemble(
     restriction: Restriction,
     resharder: Resharder,
     alike: bool,
+    attention: AttentionKernels = NO_ATTENTION,
 ) -> Problem:
     """Builds the network. ``ops`` has one entry per node (see ``operations``).
 
     With ``alike`` nodes that look the same from nearby share a variable.
     """
-    assembler = _Assembler(graph, ops, fusion, cluster, mesh, restriction, resharder)
+    assembler = _Assembler(graph, ops, fusion, attention, cluster, mesh, restriction, resharder)
     assembler.fill_domains()
     count = len(graph.nodes)
     variables = classes(graph, assembler.keys) if alike else tuple(range(count))
@@ -74,6 +76,7 @@ class _Assembler:
     graph: Graph
     ops: tuple[Operation | None, ...]
     fusion: FusionBorders
+    attention: AttentionKernels
     cluster: Cluster
     mesh: MeshSpec
     restriction: Restriction
@@ -115,10 +118,10 @@ class _Assembler:
         if allow is not None:
             kept = tuple(state for state in domain if allow(node, state))
             domain = kept or domain[:1]
-        reads, writes = self.fusion.of(node.eqn)
-        key = (op.kind, reads, writes, domain if allow or own else None)
+        charges = self.attention.of(node.eqn, *self.fusion.of(node.eqn))
+        key = (op.kind, charges, domain if allow or own else None)
         if key not in self._seconds:
-            self._seconds[key] = self._op_costs(node, domain, reads, writes)
+            self._seconds[key] = self._op_costs(node, domain, *charges)
         seconds = self._seconds[key]
         return domain, key, seconds if node.trips == 1 else seconds * node.trips
 
@@ -128,7 +131,12 @@ class _Assembler:
         return self._kinds[op.kind]
 
     def _op_costs(
-        self, node: Node, domain: Domain, reads: tuple[float, ...], writes: tuple[bool, ...]
+        self,
+        node: Node,
+        domain: Domain,
+        reads: tuple[float, ...],
+        writes: tuple[bool, ...],
+        share: float,
     ) -> IntArray:
         eqn = node.eqn
         assert eqn is not None
@@ -143,6 +151,7 @@ class _Assembler:
                 self.cluster.chip,
                 reads,
                 writes,
+                share,
             )
             for state in domain
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from autopar.core.errors import InfeasibleError, OptionError
 from autopar.core.layout import B, Layout, Placement, Split, divides, replicated
@@ -44,6 +44,7 @@ def baseline(name: str, step: Step, graph: Graph, mesh: MeshSpec) -> Restriction
       OptionError: no baseline has this name.
     """
     width = len(mesh.axes)
+    every = range(width)
     if name == "replicated":
         return Restriction(
             {i: (replicated(mesh),) for i in range(len(step.in_paths))},
@@ -55,13 +56,13 @@ def baseline(name: str, step: Step, graph: Graph, mesh: MeshSpec) -> Restriction
         )
     if name == "data":
         allow = _replicated_update(step, graph)
-        return _with(step, graph, mesh, _data(mesh, range(width)), allow)
+        return _with(step, graph, mesh, placement(mesh, every, ()), allow)
     if name == "fsdp":
-        return _with(step, graph, mesh, _fsdp(mesh, range(width)), None)
+        return _with(step, graph, mesh, placement(mesh, every, every), None)
     if name == "megatron":
-        return _with(step, graph, mesh, _megatron(mesh, (), width - 1), None)
+        return _with(step, graph, mesh, placement(mesh, (), (), width - 1), None)
     if name == "fsdp+megatron":
-        return _with(step, graph, mesh, _megatron(mesh, range(width - 1), width - 1), None)
+        return _with(step, graph, mesh, placement(mesh, every[:-1], every[:-1], width - 1), None)
     if name == "redco":
         return _with(step, graph, mesh, _redco(mesh, _redco_dims(step, graph)), None)
     raise OptionError(f"search={name!r} is no baseline")
@@ -134,39 +135,25 @@ def _reached(waiting: list[int], steps: Mapping[int, list[int]]) -> set[int]:
     return found
 
 
-def _data(mesh: MeshSpec, axes: range) -> Place:
+def placement(
+    mesh: MeshSpec, batch: Sequence[int], state: Sequence[int], model: int | None = None
+) -> Place:
+    """How inputs rest where the axes ``batch`` split the batch, the axes ``state`` parameters and
+    optimiser state (ZeRO), and the axis ``model`` the layers: column then row parallel kernels, by
+    their usual names (Shoeybi et al. 2019).
+    """
+
     def place(path: str, shape: tuple[int, ...], role: str) -> Layout:
-        del path
+        base = replicated(mesh)
         if role == BATCH and shape:
-            return _on(mesh, dict.fromkeys(axes, 0))
-        return replicated(mesh)
-
-    return place
-
-
-def _fsdp(mesh: MeshSpec, axes: range) -> Place:
-    data = _data(mesh, axes)
-
-    def place(path: str, shape: tuple[int, ...], role: str) -> Layout:
-        if role in (PARAMETERS, OPTIMIZER):
-            return _largest(shape, mesh, axes, replicated(mesh))
-        return data(path, shape, role)
-
-    return place
-
-
-def _megatron(mesh: MeshSpec, data_axes: range | tuple[int, ...], model: int) -> Place:
-    """Column then row parallel kernels by their usual names (Shoeybi et al. 2019)."""
-
-    def place(path: str, shape: tuple[int, ...], role: str) -> Layout:
-        if role == BATCH and shape:
-            return _on(mesh, dict.fromkeys(data_axes, 0))
+            return _on(mesh, dict.fromkeys(batch, 0))
         if role not in (PARAMETERS, OPTIMIZER):
-            return replicated(mesh)
-        dim = _megatron_dim(path, shape)
-        base = replicated(mesh) if dim is None else _on(mesh, {model: dim})
-        base = base if divides(shape, base, mesh) else replicated(mesh)
-        return _largest(shape, mesh, data_axes, base)
+            return base
+        dim = None if model is None else _megatron_dim(path, shape)
+        if model is not None and dim is not None:
+            split = _on(mesh, {model: dim})
+            base = split if divides(shape, split, mesh) else base
+        return _largest(shape, mesh, state, base)
 
     return place
 
@@ -239,9 +226,7 @@ def _layer(path: str) -> str:
     return "/".join(path.split("/")[-2:])
 
 
-def _largest(
-    shape: tuple[int, ...], mesh: MeshSpec, axes: range | tuple[int, ...], base: Layout
-) -> Layout:
+def _largest(shape: tuple[int, ...], mesh: MeshSpec, axes: Sequence[int], base: Layout) -> Layout:
     """``base`` with ``axes`` on the largest dimension it leaves whole, if they divide one."""
     taken = {p.dim for p in base if isinstance(p, Split)}
     for dim in sorted(range(len(shape)), key=lambda d: (-shape[d], d)):

@@ -57,7 +57,7 @@ def question(step: Step, cluster: Cluster, options: Options) -> str:
         options.as_text(),
         options.time_limit_s,
         _versions(),
-        _source(),
+        source_hash(),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -96,7 +96,7 @@ def _versions() -> list[str]:
 
 
 @functools.cache
-def _source() -> str:
+def source_hash() -> str:
     """A hash of autopar's own code."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]

@@ -17,6 +17,7 @@ from jax.extend.core import Var
 
 from autopar.core.layout import Layout, local_shape
 from autopar.cost_model import Chip, format_bytes
+from autopar.cost_model.attention import NO_ATTENTION, attention_kernels
 from autopar.cost_model.fusion import fusion_borders
 from autopar.cost_model.memory import Timeline, liveness
 from autopar.cost_model.work import itemsize, shape_of
@@ -60,6 +61,9 @@ class MemoryModel:
     def __init__(self, step: Step, graph: Graph, roles: Sequence[str], chip: Chip) -> None:
         self.roles = tuple(roles)
         self.fusion = fusion_borders(step.jaxpr.jaxpr)
+        self.attention = (
+            attention_kernels(step.jaxpr.jaxpr) if chip.attention_efficiency else NO_ATTENTION
+        )
         self.timeline: Timeline = liveness(
             step.jaxpr,
             roles,

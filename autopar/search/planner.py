@@ -162,7 +162,9 @@ def _solve_mesh(
     restriction = _restriction(step, graph, mesh, options)
     alike = len(graph.nodes) > ALIKE_ABOVE and options.search not in ("exhaustive", "random")
     resharder = Resharder(mesh, cluster.axis_links(mesh))
-    problem = assemble(graph, ops, memory.fusion, cluster, mesh, restriction, resharder, alike)
+    problem = assemble(
+        graph, ops, memory.fusion, cluster, mesh, restriction, resharder, alike, memory.attention
+    )
     return _fit(problem, memory, budget, options, alike)
 
 

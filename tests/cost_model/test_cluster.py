@@ -1,5 +1,6 @@
 """Clusters: presets, shapes, the links of mesh axes, and the words of errors."""
 
+import dataclasses
 import json
 import math
 
@@ -46,7 +47,8 @@ def test_every_preset_is_sane(name: str) -> None:
     assert chip.f32_highest_flops <= chip.f32_flops
     assert chip.vector_flops < chip.bf16_flops
     assert chip.host_bandwidth < chip.hbm_bandwidth or name == "cpu"
-    assert 1 <= chip.time_scale < 2
+    assert 0.4 <= chip.matmul_efficiency <= 1
+    assert 0.4 <= chip.hbm_efficiency <= 1
     assert 0.8 * chip.hbm_bytes < chip.usable_bytes < chip.hbm_bytes
     for mesh in cluster.default_meshes():
         for link in cluster.axis_links(mesh):
@@ -54,10 +56,9 @@ def test_every_preset_is_sane(name: str) -> None:
             assert 0 < link.latency_s < 1e-3
 
 
-def test_measured_time_scales() -> None:
-    assert Cluster.preset("tpu-v5e").chip.time_scale == 1.37
-    assert Cluster.preset("tpu-v6e").chip.time_scale == 1.5
-    assert Cluster.preset("h100").chip.time_scale == 1.3
+def test_efficiencies_are_shares() -> None:
+    with pytest.raises(ClusterError, match=r"chip.matmul_efficiency is 1.2; it is a share"):
+        dataclasses.replace(Cluster.preset("h100").chip, matmul_efficiency=1.2)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ preset = "h100"
 [chip]
 hbm_bytes = "96 GiB"
 hbm_bandwidth = "2.4 TB/s"
-time_scale = 1.2
+matmul_efficiency = 0.6
 
 [[levels]]
 name = "ethernet"
@@ -41,7 +41,7 @@ def test_reads_a_cluster(tmp_path: Path) -> None:
     cluster = Cluster.from_toml(_write(tmp_path, LAB))
     assert (cluster.name, cluster.shape, cluster.device_count) == ("lab", (2, 4), 8)
     assert cluster.chip.hbm_bytes == 96 * 2**30
-    assert cluster.chip.time_scale == 1.2
+    assert cluster.chip.matmul_efficiency == 0.6
     assert cluster.chip.bf16_flops == Cluster.preset("h100").chip.bf16_flops
     assert [level.bandwidth for level in cluster.levels] == [12.5e9, 300e9]
     assert parse_cluster(str(tmp_path / "lab.toml")) == cluster
@@ -65,7 +65,8 @@ def test_preset_and_shape_are_enough(tmp_path: Path) -> None:
         ('"switch"', '"mesh"', r"levels\[1\].kind: 'mesh' is neither 'torus' nor 'switch'"),
         ("hbm_bytes", "hbm_size", r"chip.hbm_size is not known; did you mean chip.hbm_bytes\?"),
         ('"96 GiB"', '"96 Gib"', r"chip.hbm_bytes: unknown unit 'Gib' .*'GiB'"),
-        ("1.2", '"fast"', r"chip.time_scale: 'fast' is not a number"),
+        ("0.6", '"fast"', r"chip.matmul_efficiency: 'fast' is not a number"),
+        ("0.6", "1.2", r"chip.matmul_efficiency is 1.2; it is a share, at most 1"),
         ('preset = "h100"', "", r"chip.bf16_flops: missing; give it, or start from a preset"),
         ('"h100"', '"h10"', r"unknown cluster preset 'h10'; did you mean 'h100'"),
         ('name = "lab"', "shape = [3]", r"shape: \[3\] has 3 devices, but the levels have 8"),
