@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from published_rows import Case, Unpriced
 from autopar.core.layout import B, Layout, Split, divides
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Resharder
+from autopar.cost_model.compute import Load
 from autopar.cost_model.overlap import Task
 from autopar.models.training import TrainState, default_optimizer
 from autopar.models.workload import Workload, make_workload
@@ -71,11 +73,37 @@ def price(case: Case) -> Priced:
     states = problem.states(found.choice)
     parts = memory.on(problem).breakdown(states)
     state = parts.get("parameters", 0) + parts.get("optimizer state", 0)
+    found_tasks = tasks(problem, states, memory.fusion, memory.attention, resharder)
+    if case.linear != "bf16":
+        found_tasks = quantised(found_tasks, case.linear, case.config.vocab // case.model)
     return Priced(
-        tasks(problem, states, memory.fusion, memory.attention, resharder),
+        found_tasks,
         memory.on(problem).peak(states)[1],
         state,
     )
+
+
+def quantised(every: Sequence[Task], linear: Any, vocab: int) -> tuple[Task, ...]:
+    """The linear layers, but for the last, on operands of eight bits.
+
+    Each operand is read for its largest value and read to be cast (16 bits each), written in 8 bits
+    and once more transposed, as the products of the backward pass want it.
+    """
+    found: list[Task] = []
+    places: list[int] = []
+    for task in every:
+        task = dataclasses.replace(task, needs=tuple(places[need] for need in task.needs))
+        dims = task.load.matmul
+        if task.body:
+            task = dataclasses.replace(task, body=quantised(task.body, linear, vocab))
+        elif dims and dims[0] == 1 and not task.load.attention_share and vocab not in dims:
+            _, m, n, k = dims
+            found.append(Task(Load(moved_bytes=6.0 * k * (m + n)), needs=task.needs))
+            load = dataclasses.replace(task.load, dtype_class=linear)
+            task = dataclasses.replace(task, load=load, needs=(*task.needs, len(found) - 1))
+        places.append(len(found))
+        found.append(task)
+    return tuple(found)
 
 
 def _step(case: Case) -> Step:

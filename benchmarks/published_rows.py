@@ -34,26 +34,53 @@ ACCELERATORS = {
 }
 """The preset that describes each accelerator."""
 
-VARIANTS = {"H100-96GB-HBM2e-500W": {"hbm_bytes": 96 * 2**30, "hbm_bandwidth": 2.4e12}}
+_CLOCK = (500 / 700) ** (1 / 3)  # power rises with the cube of the clock
+
+VARIANTS: Mapping[str, Mapping[str, float]] = {
+    "H100-96GB-HBM2e-500W": {
+        **{"hbm_bytes": 96 * 2**30, "hbm_bandwidth": 2.4e12, "vector_flops": 66.9e12 * _CLOCK},
+        **{"bf16_flops": 989.4e12 * _CLOCK, "fp8_flops": 1979e12 * _CLOCK},
+    }
+}
 """What is otherwise than in the preset."""
 
-ATTENTION = {
-    **dict.fromkeys(("a100-40", "a100-80"), 0.35),
-    **dict.fromkeys(("h100", "h200"), 0.2),
-    **dict.fromkeys(("mi250x", "mi300x"), 0.2),
-    "tpu-v3": 0.3,
-    "tpu-v4": 0.3,
-    "tpu-v5e": 0.35,
-    "tpu-v5p": 0.5,
-    "tpu-v6e": 0.3,
-    "tpu-v7x": 0.25,
-    "b200": 0.2,
-    "gb200": 0.2,
+ATTENTION: Mapping[str, Mapping[str, float]] = {
+    "none": {},
+    # FlashAttention-2 (arXiv:2307.08691): its predecessor reaches 25 to 40 % of an A100.
+    "triton": {"a100-40": 0.35, "a100-80": 0.35, "h100": 0.2, "h200": 0.2},
+    # FlashAttention-3 (arXiv:2407.08608): FlashAttention-2 reaches 35 % of an H100.
+    "flash-2": {"a100-40": 0.5, "a100-80": 0.5, "h100": 0.35, "h200": 0.35, "mi250x": 0.2},
+    # The same paper's figures, forward and backward, causal, heads of 128.
+    "cudnn": {"a100-40": 0.5, "a100-80": 0.5, "h100": 0.5, "h200": 0.5},
+    "splash": {
+        **{"tpu-v3": 0.3, "tpu-v4": 0.3, "tpu-v5e": 0.35, "tpu-v5p": 0.5, "tpu-v6e": 0.5},
+        **{"tpu-v7x": 0.25},
+    },
 }
-"""Share of its peak that attention in one kernel reaches on each chip."""
+"""Kernel of attention to the share of its peak that it reaches on each chip."""
 
-UNFUSED = ("Megatron-LM", "OneFlow-GPT", "DeepSpeed ZeRO-3 in Megatron-LM")
-"""Frameworks whose rows are older than attention in one kernel (2022)."""
+KERNELS = {
+    **dict.fromkeys(("Megatron-LM", "OneFlow-GPT", "DeepSpeed ZeRO-3 in Megatron-LM"), "none"),
+    **dict.fromkeys(
+        ("Megatron-Core", "NeMo/Megatron-Core", "NeMo/Megatron-Core 24.03.01"), "cudnn"
+    ),
+    **dict.fromkeys(("torchtitan", "torchtitan FSDP2"), "flash-2"),
+    "llm-foundry / Composer FSDP": "triton",
+}
+"""Frameworks on GPUs to the kernel; the rows of the first three are older than such kernels."""
+
+
+def attention_kernel(row: Row) -> str:
+    """The kernel that ran the row's attention."""
+    framework = str(row.get("framework"))
+    if framework in KERNELS:
+        return KERNELS[framework]
+    if str((row.get("hardware") or {}).get("accelerator")).startswith("TPU"):
+        return "splash"
+    if framework.startswith("Pax") and "TE" not in str(row.get("precision")):
+        return "none"
+    return "cudnn"  # JAX on GPUs, through Transformer Engine
+
 
 POLICIES: Mapping[str, tuple[bool, tuple[str, ...]]] = {
     # Name to: whether layers are recomputed, and which of their values are kept all the same.
@@ -100,6 +127,8 @@ class Case:
       replicas, shards, model: devices of the mesh by what they split: the batch alone, the batch
         and the state, and the layers (Megatron's tensor parallelism). Outermost first.
       linear: operands of the linear layers: ``bf16``, ``fp8`` or ``int8``.
+      windowed: whether collectives run beside the matmuls that make or take their values, chunk by
+        chunk. serial: whether nothing overlaps.
       measured_s: seconds of one step.
     """
 
@@ -113,6 +142,8 @@ class Case:
     shards: int
     model: int
     linear: str
+    windowed: bool
+    serial: bool
     measured_s: float | None
 
     @property
@@ -132,7 +163,7 @@ def parse(row: Row) -> Case:
         raise Unpriced("context parallelism")
     linear = _linear(row)
     config = _config(row)
-    cluster = _cluster(hardware, config, row)
+    cluster = _cluster(hardware, row)
     replicas, shards, model = _mesh(parallel, cluster.device_count, hardware)
     sequences = _sequences(row, cluster.device_count)
     per_replica = batch.get("micro_seqs") or batch.get("local_batch_per_dp_rank")
@@ -154,6 +185,8 @@ def parse(row: Row) -> Case:
         shards=shards,
         model=model,
         linear=linear,
+        windowed=_is_windowed(row),
+        serial=row.get("framework") == "Megatron-LM",  # of 2021: gradients are reduced at the end
         measured_s=_measured(row, sequences, cluster.device_count),
     )
 
@@ -180,12 +213,12 @@ def _config(row: Row) -> GPTConfig | LlamaConfig:
         "scan": True,
         "remat": remat,
         "kept": kept,
-        "remat_attention": row.get("framework") not in UNFUSED
+        "remat_attention": attention_kernel(row) != "none"
         or "attention core" in str(row.get("recompute")),
     }
     if model.get("gated_mlp"):
         return LlamaConfig(**shape)
-    tied = bool(model.get("tied_embeddings", row.get("framework") in UNFUSED))
+    tied = bool(model.get("tied_embeddings", attention_kernel(row) == "none"))
     return GPTConfig(**shape, tied=tied, use_bias=not name.startswith("mpt"))
 
 
@@ -216,7 +249,15 @@ def _linear(row: Row) -> str:
     return "fp8" if "fp8" in text or "float8" in text else "bf16"
 
 
-def _cluster(hardware: Row, config: GPTConfig | LlamaConfig, row: Row) -> Cluster:
+def _is_windowed(row: Row) -> bool:
+    """XLA:TPU does it, Megatron-Core does, and torchtitan where it says so."""
+    framework = str(row.get("framework"))
+    on_tpu = str((row.get("hardware") or {}).get("accelerator")).startswith("TPU")
+    async_tp = bool((row.get("parallel") or {}).get("async_tp"))
+    return on_tpu or async_tp or "Megatron-Core" in framework
+
+
+def _cluster(hardware: Row, row: Row) -> Cluster:
     accelerator, count = hardware.get("accelerator"), hardware.get("n_devices")
     if accelerator not in ACCELERATORS or not count:
         raise Unpriced(f"accelerator {accelerator!r}")
@@ -239,10 +280,8 @@ def _cluster(hardware: Row, config: GPTConfig | LlamaConfig, row: Row) -> Cluste
         else level
         for level in cluster.levels
     )
-    fused = config.remat_attention and row.get("framework") not in UNFUSED
-    changes: dict[str, Any] = dict(VARIANTS.get(accelerator, {}))
-    if fused:
-        changes["attention_efficiency"] = ATTENTION[name]
+    share = ATTENTION[attention_kernel(row)].get(name, 0.0)
+    changes = {**VARIANTS.get(accelerator, {}), "attention_efficiency": share}
     chip = dataclasses.replace(cluster.chip, **changes)
     return dataclasses.replace(cluster, chip=chip, levels=levels)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autopar.core.errors import ClusterError
-from autopar.cost_model.hardware import Chip, Level
+from autopar.cost_model.hardware import Chip, Level, LevelKind
 
 Shape = tuple[int, ...]
 
@@ -83,12 +83,15 @@ class Torus:
 
 @dataclass(frozen=True, slots=True)
 class Island:
-    """Devices joined by one kind of switch or all-to-all wiring."""
+    """Devices joined by one kind of switch, or by wires between pairs (``torus``), whose rates add
+    up over the islands that a group spans.
+    """
 
     name: str
     size: int
     bandwidth: float  # bytes/s, one direction, per device, as achieved
-    latency_s: float  # of one collective
+    latency_s: float  # of one collective, or of a hop
+    kind: LevelKind = "switch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ class Nodes:
         for island in reversed(self.islands):
             outermost = len(found) == len(self.islands) - 1
             size = rest if outermost else math.gcd(rest, island.size)
-            found.append(Level(island.name, size, "switch", island.bandwidth, island.latency_s))
+            found.append(Level(island.name, size, island.kind, island.bandwidth, island.latency_s))
             rest //= size
         found.append(Level(self.network, nodes, "switch", self.egress, self.egress_s))
         levels = tuple(level for level in reversed(found) if level.size > 1)

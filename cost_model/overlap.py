@@ -6,8 +6,13 @@ there, of several the one that is needed first. A kernel waits for the collectiv
 reads, and for nothing else. So weights are gathered ahead of use, gradients reduced behind the rest
 of the backward pass, and what lies between two kernels that depend on each other is exposed.
 
-A loop's body is run twice in the simulation: what the second run adds is what every further one
-takes. Work on weights alone (casts) can be done ahead, and makes no collective wait.
+* Work on weights alone (casts) can be done ahead, and makes no collective wait. Light work that no
+  matmul waits for (casts of gradients, the update) is put off, and makes no kernel wait.
+* A loop's body is run twice in the simulation: what the second run adds is what every further one
+  takes.
+* *Windowed* collectives (Wang et al., ASPLOS 2023, as XLA:TPU has them) run chunk by chunk beside
+  the matmul that makes or takes their value: either begins when the other has done one chunk of as
+  many as there are devices, and ends no earlier than a chunk after the other.
 """
 
 from __future__ import annotations
@@ -67,32 +72,45 @@ class StepTime:
     comm_s: float
 
 
-def step_time(tasks: Sequence[Task], chip: Chip, links: Sequence[Link]) -> StepTime:
+def step_time(
+    tasks: Sequence[Task], chip: Chip, links: Sequence[Link], windowed: bool = False
+) -> StepTime:
     """Simulates one step."""
-    streams = _Streams(chip, links)
+    streams = _Streams(chip, links, windowed)
     streams.run(tasks)
     return StepTime(streams.drain(), streams.compute_s, streams.comm_s)
 
 
 @dataclass(slots=True)
 class _Pending:
-    """A collective that has not begun: where it is needed, when it may begin, what it is."""
+    """A collective that has not begun: where it is needed, when it may begin, what it is.
+
+    ``chunk`` is the share of it after which a windowed matmul may begin; ``after_s`` when what it
+    moves is whole.
+    """
 
     needed: int
     ready_s: float
+    after_s: float
     index: int
     seconds: float
+    chunk: float
 
 
 @dataclass(slots=True)
 class _Streams:
-    """The clocks of the two streams, when every task was done, and the sums of both kinds."""
+    """The clocks of the two streams, and the sums of both kinds.
+
+    ``done`` says when every task was done, ``begun`` when its first chunk was.
+    """
 
     chip: Chip
     links: Sequence[Link]
+    windowed: bool
     kernels_s: float = 0.0
     network_s: float = 0.0
     done: list[float] = field(default_factory=list[float])
+    begun: list[float] = field(default_factory=list[float])
     pending: list[_Pending] = field(default_factory=list[_Pending])
     compute_s: float = 0.0
     comm_s: float = 0.0
@@ -100,30 +118,69 @@ class _Streams:
     def run(self, tasks: Sequence[Task]) -> None:
         """Runs the tasks after whatever ran before, up to the end of the last kernel."""
         base = len(self.done)
-        needed = _first_use(tasks)
+        needed, late = _first_use(tasks), _put_off(tasks)
         for index, task in enumerate(tasks):
-            ready = max((self._finish(base + need) for need in task.needs), default=0.0)
-            if task.moves:
-                seconds = sum(move.seconds(self.links) for move in task.moves)
-                self.pending.append(_Pending(base + needed[index], ready, base + index, seconds))
-                self.done.append(math.inf)
-                self.comm_s += seconds
-            elif task.body:
-                self.kernels_s = max(self.kernels_s, ready)
-                self._loop(task)
-                self.done.append(self.kernels_s)
-            elif task.ahead or task.load is NOTHING:
-                self._compute(task)
-                self.done.append(ready)
+            needs = [base + need for need in task.needs]
+            if late[index]:
+                self._later(task, needs)
+            elif task.moves:
+                self._send(task, needs, base + needed[index])
             else:
-                self.kernels_s = max(self.kernels_s, ready)
-                self._compute(task)
-                self.done.append(self.kernels_s)
+                self._kernel(task, needs)
 
-    def _compute(self, task: Task) -> None:
-        seconds = task.load.seconds(self.chip)
+    def _later(self, task: Task, needs: Sequence[int]) -> None:
+        """A kernel put off until what it reads is there: it takes its time, and nothing waits."""
+        known = [self.done[need] for need in needs if self.done[need] < math.inf]
+        self._compute(task.load)
+        self._ended(max((self.kernels_s, *known)))
+
+    def _send(self, task: Task, needs: Sequence[int], needed: int) -> None:
+        seconds = sum(move.seconds(self.links) for move in task.moves)
+        whole = max((self._finish(need) for need in needs), default=0.0)
+        may = max((self.begun[need] for need in needs), default=0.0)
+        chunk = 1.0 / task.moves[0].size if self._can_window(task) else 1.0
+        ready = may if chunk < 1.0 else whole
+        index = len(self.done)
+        self.pending.append(_Pending(needed, ready, whole, index, seconds, chunk))
+        self._ended(math.inf)
+        self.comm_s += seconds
+
+    def _can_window(self, task: Task) -> bool:
+        kind = task.moves[0].kind
+        return self.windowed and len(task.moves) == 1 and kind in ("all-gather", "reduce-scatter")
+
+    def _kernel(self, task: Task, needs: Sequence[int]) -> None:
+        whole = max((self._finish(need) for need in needs), default=0.0)
+        may = max((self.begun[need] for need in needs), default=0.0)
+        if task.body:
+            self.kernels_s = max(self.kernels_s, whole)
+            self._loop(task)
+            self._ended(self.kernels_s)
+        elif task.ahead or task.load is NOTHING:
+            self._compute(task.load)
+            self._ended(whole, may)
+        elif self.windowed and task.load.matmul is not None:
+            start = max(self.kernels_s, may)
+            seconds = task.load.seconds(self.chip)
+            chunk = seconds / CHUNKS
+            self.kernels_s = start
+            self._compute(task.load)
+            if may < whole:
+                self.kernels_s = max(self.kernels_s, whole + chunk)
+            self._ended(self.kernels_s, start + chunk)
+        else:
+            self.kernels_s = max(self.kernels_s, whole)
+            self._compute(task.load)
+            self._ended(self.kernels_s)
+
+    def _compute(self, load: Load) -> None:
+        seconds = load.seconds(self.chip)
         self.kernels_s += seconds
         self.compute_s += seconds
+
+    def _ended(self, done_s: float, begun_s: float | None = None) -> None:
+        self.done.append(done_s)
+        self.begun.append(done_s if begun_s is None else begun_s)
 
     def _finish(self, index: int) -> float:
         """When a task is done; lets the network run until then."""
@@ -137,8 +194,12 @@ class _Streams:
         able = [one for one in self.pending if one.ready_s <= start]
         chosen = min(able, key=lambda one: (one.needed, one.index))
         self.pending.remove(chosen)
-        self.network_s = start + chosen.seconds
-        self.done[chosen.index] = self.network_s
+        end = start + chosen.seconds
+        if chosen.ready_s < chosen.after_s:
+            end = max(end, chosen.after_s + chosen.seconds * chosen.chunk)
+        self.network_s = end
+        self.done[chosen.index] = end
+        self.begun[chosen.index] = min(end, start + chosen.seconds * chosen.chunk)
 
     def drain(self) -> float:
         """When both streams are idle."""
@@ -147,7 +208,7 @@ class _Streams:
         return max(self.kernels_s, self.network_s)
 
     def _loop(self, task: Task) -> None:
-        inner = _Streams(self.chip, self.links)
+        inner = _Streams(self.chip, self.links, self.windowed)
         inner.run(task.body)
         once, compute_s, comm_s = inner.kernels_s, inner.compute_s, inner.comm_s
         inner.run(task.body)
@@ -158,10 +219,28 @@ class _Streams:
         self.comm_s += task.trips * comm_s
 
 
+CHUNKS = 8
+"""Into how many a matmul beside a windowed collective is cut, for want of the axis it is cut by."""
+
+
 def _first_use(tasks: Sequence[Task]) -> list[int]:
     """For each task, the position of the first that needs it; past the end if none does."""
     found = [len(tasks)] * len(tasks)
     for index, task in enumerate(tasks):
         for need in task.needs:
             found[need] = min(found[need], index)
+    return found
+
+
+def _put_off(tasks: Sequence[Task]) -> list[bool]:
+    """Whether a task is light, and whatever waits for it is put off too."""
+    waited = [False] * len(tasks)
+    found = [False] * len(tasks)
+    for index in reversed(range(len(tasks))):
+        task = tasks[index]
+        heavy = bool(task.body) or task.load.matmul is not None
+        found[index] = not (heavy or waited[index] or task.moves)
+        if heavy or waited[index]:
+            for need in task.needs:
+                waited[need] = True
     return found

@@ -54,6 +54,18 @@ def _hgx(*, link: float, reached: float, size: int = 8) -> Nodes:
     )
 
 
+def _cube_mesh(*, link: float) -> tuple[Island, ...]:
+    """A DGX-1's hybrid cube mesh [N]: six NVLinks a GPU, one to its neighbour, three to the other
+    two of its quad, two to its like in the other quad. A group reaches what its own links carry.
+    """
+    hop = 5 * MICRO  # [E]
+    return (
+        Island("nvlink2", 2, 2 * link, hop, "torus"),
+        Island("nvlink1", 2, 3 * link, hop, "torus"),
+        Island("nvlink0", 2, link, hop, "torus"),
+    )
+
+
 GPUS: dict[str, Preset] = {
     "v100": Preset(
         _gpu(
@@ -70,7 +82,7 @@ GPUS: dict[str, Preset] = {
             pcie=16,  # [N] PCIe 3 x16
         ),
         Nodes(
-            (Island("nvlink", 8, 0.65 * 150 * GIGA, 10 * MICRO),),  # [N] 6 x 25 GB/s; 65 % [C]
+            _cube_mesh(link=0.85 * 25 * GIGA),  # [N]; 85 % [E]
             egress=0.9 * 1.5625 * GIGA,  # [E] one 100 Gb/s port a node; 90 % [C]
             egress_s=20 * MICRO,  # [C]
             network="infiniband",
@@ -84,7 +96,7 @@ GPUS: dict[str, Preset] = {
             f32=156,  # [N] TF32
             f32_highest=19.5,  # [N]
             int8=624,  # [N]
-            matmul=0.7,  # [R]
+            matmul=0.68,  # [R]
             vector=19.5,  # [N]
             hbm_gib=40,  # [N]
             hbm=1555,  # [N]
@@ -106,7 +118,7 @@ GPUS: dict[str, Preset] = {
             f32=156,  # [N] TF32
             f32_highest=19.5,  # [N]
             int8=624,  # [N]
-            matmul=0.7,  # [R]
+            matmul=0.68,  # [R]
             vector=19.5,  # [N]
             hbm_gib=80,  # [N]
             hbm=2039,  # [N]

@@ -153,7 +153,7 @@ TPUS: dict[str, Preset] = {
             "tpu-v6e",
             bf16=918,  # [G]
             int8=1836,  # [G]
-            matmul=0.8,  # [R]; 0.90 in isolation [U]
+            matmul=0.62,  # [R]; 0.90 in isolation [U]
             vector=14.3,  # [E] as v5p
             hbm_gib=32,  # [G]
             hbm=1638,  # [G]
@@ -181,7 +181,7 @@ TPUS: dict[str, Preset] = {
             bf16=2307 / 2,
             int8=4614 / 2,  # [E] as fp8
             fp8=4614 / 2,
-            matmul=0.75,  # [R]; 0.83 in isolation [U]
+            matmul=0.78,  # [R]; 0.83 in isolation [U]
             vector=14.3,  # [E] as v6e, a die
             hbm_gib=96,
             hbm=7380 / 2,

@@ -70,7 +70,7 @@ def test_changed_source_is_another_question(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan(tmp_path)
-    monkeypatch.setattr(cache, "_source", lambda: "edited")
+    monkeypatch.setattr(cache, "source_hash", lambda: "edited")
     assert not plan(tmp_path)[1]
 
 
