@@ -49,6 +49,7 @@ class Result:
     comm_s: float
     peak_bytes: int
     fits: bool
+    fitted: bool
     measured_s: float | None
     error: float | None
 
@@ -58,20 +59,22 @@ def run(case: Case) -> Result:
     found = _kept(case)
     mesh = MeshSpec.of(case.mesh)
     cluster = case.cluster
-    time = step_time(found.tasks, cluster.chip, cluster.axis_links(mesh))
+    time = step_time(found.tasks, cluster.chip, cluster.axis_links(mesh), case.windowed)
+    step_s = time.compute_s + time.comm_s if case.serial else time.step_s
     measured = case.measured_s
     return Result(
         id=case.id,
         source=case.source,
         cluster=str(cluster),
         mesh=str(mesh),
-        step_s=time.step_s,
+        step_s=step_s,
         compute_s=time.compute_s,
         comm_s=time.comm_s,
         peak_bytes=found.peak_bytes,
         fits=found.peak_bytes <= cluster.chip.hbm_bytes,
+        fitted=case.fitted,
         measured_s=measured,
-        error=time.step_s / measured - 1.0 if measured else None,
+        error=step_s / measured - 1.0 if measured else None,
     )
 
 
@@ -173,9 +176,14 @@ def _print(results: Sequence[Result], reasons: Counter[str], every: bool, consol
     table = Table("source, accelerator", "rows", "signed median", "median", "90th percentile")
     for name, errors in sorted(by_source.items()):
         table.add_row(name, str(len(errors)), *(f"{x:.1%}" for x in summary(errors)))
-    errors = [error for found in by_source.values() for error in found]
-    if errors:
-        table.add_row("all", str(len(errors)), *(f"{x:.1%}" for x in summary(errors)))
+    known = [one for one in results if one.error is not None]
+    for name, rows in (
+        ("constants fitted to them", [one for one in known if one.fitted]),
+        ("held out", [one for one in known if not one.fitted]),
+        ("all", known),
+    ):
+        if errors := [one.error for one in rows if one.error is not None]:
+            table.add_row(name, str(len(errors)), *(f"{x:.1%}" for x in summary(errors)))
     console.print(table)
     for reason, count in reasons.most_common():
         console.print(f"not priced, {count:3}: {reason}")

@@ -38,8 +38,11 @@ _CLOCK = (500 / 700) ** (1 / 3)  # power rises with the cube of the clock
 
 VARIANTS: Mapping[str, Mapping[str, float]] = {
     "H100-96GB-HBM2e-500W": {
-        **{"hbm_bytes": 96 * 2**30, "hbm_bandwidth": 2.4e12, "vector_flops": 66.9e12 * _CLOCK},
-        **{"bf16_flops": 989.4e12 * _CLOCK, "fp8_flops": 1979e12 * _CLOCK},
+        "hbm_bytes": 96 * 2**30,
+        "hbm_bandwidth": 2.4e12,
+        "vector_flops": 66.9e12 * _CLOCK,
+        "bf16_flops": 989.4e12 * _CLOCK,
+        "fp8_flops": 1979e12 * _CLOCK,
     }
 }
 """What is otherwise than in the preset."""
@@ -53,8 +56,12 @@ ATTENTION: Mapping[str, Mapping[str, float]] = {
     # The same paper's figures, forward and backward, causal, heads of 128.
     "cudnn": {"a100-40": 0.5, "a100-80": 0.5, "h100": 0.5, "h200": 0.5},
     "splash": {
-        **{"tpu-v3": 0.3, "tpu-v4": 0.3, "tpu-v5e": 0.35, "tpu-v5p": 0.5, "tpu-v6e": 0.5},
-        **{"tpu-v7x": 0.25},
+        "tpu-v3": 0.3,
+        "tpu-v4": 0.3,
+        "tpu-v5e": 0.35,
+        "tpu-v5p": 0.5,
+        "tpu-v6e": 0.5,
+        "tpu-v7x": 0.25,
     },
 }
 """Kernel of attention to the share of its peak that it reaches on each chip."""
@@ -68,6 +75,24 @@ KERNELS = {
     "llm-foundry / Composer FSDP": "triton",
 }
 """Frameworks on GPUs to the kernel; the rows of the first three are older than such kernels."""
+
+
+def was_fitted(row: Row) -> bool:
+    """Whether the constants of the row's accelerator were chosen with it in sight.
+
+    A100: by seven rows of four other papers, not by llm-foundry's. H100: by llm-foundry's 16-bit
+    rows alone. V100: by Megatron's rows, not OneFlow's. TPUs: by all but one paper's v5p row.
+    """
+    framework = str(row.get("framework"))
+    accelerator = str((row.get("hardware") or {}).get("accelerator"))
+    if accelerator.startswith("TPU"):
+        return not (accelerator == "TPU-v5p" and "recipes" in row["source"])
+    foundry = framework.startswith("llm-foundry")
+    if accelerator.startswith("A100"):
+        return not foundry and not framework.startswith("DeepSpeed")
+    if accelerator == "H100-80GB":
+        return foundry and _linear(row) == "bf16"
+    return framework == "Megatron-LM"
 
 
 def attention_kernel(row: Row) -> str:
@@ -128,7 +153,7 @@ class Case:
         and the state, and the layers (Megatron's tensor parallelism). Outermost first.
       linear: operands of the linear layers: ``bf16``, ``fp8`` or ``int8``.
       windowed: whether collectives run beside the matmuls that make or take their values, chunk by
-        chunk. serial: whether nothing overlaps.
+        chunk. serial: whether nothing overlaps. fitted: see ``was_fitted``.
       measured_s: seconds of one step.
     """
 
@@ -144,6 +169,7 @@ class Case:
     linear: str
     windowed: bool
     serial: bool
+    fitted: bool
     measured_s: float | None
 
     @property
@@ -187,6 +213,7 @@ def parse(row: Row) -> Case:
         linear=linear,
         windowed=_is_windowed(row),
         serial=row.get("framework") == "Megatron-LM",  # of 2021: gradients are reduced at the end
+        fitted=was_fitted(row),
         measured_s=_measured(row, sequences, cluster.device_count),
     )
 

@@ -58,7 +58,7 @@ TPUS: dict[str, Preset] = {
         _tpu(
             "tpu-v3",
             bf16=70,
-            matmul=0.75,  # [E] as v4
+            matmul=0.73,  # [E] as v4
             vector=1.9,  # [V] 8 x 128 x 2 x 0.94 GHz
             hbm_gib=16,
             hbm=450,
@@ -83,7 +83,7 @@ TPUS: dict[str, Preset] = {
             "tpu-v4",
             bf16=275,  # [G]
             int8=275,  # [G]
-            matmul=0.75,  # [R]
+            matmul=0.73,  # [R]
             vector=4.3,  # [V] 8 x 128 x 2 x 1.05 GHz x 2 cores
             hbm_gib=32,  # [G]
             hbm=1200,  # [G]
@@ -130,7 +130,7 @@ TPUS: dict[str, Preset] = {
             "tpu-v5p",
             bf16=459,  # [G]
             int8=918,  # [B]
-            matmul=0.85,  # [R]
+            matmul=0.83,  # [R]
             vector=14.3,  # [V] 8 x 128 x 4 x 1.75 GHz x 2 cores
             hbm_gib=95,  # [G]
             hbm=2765,  # [G]
@@ -153,7 +153,7 @@ TPUS: dict[str, Preset] = {
             "tpu-v6e",
             bf16=918,  # [G]
             int8=1836,  # [G]
-            matmul=0.62,  # [R]; 0.90 in isolation [U]
+            matmul=0.58,  # [R]; 0.90 in isolation [U]
             vector=14.3,  # [E] as v5p
             hbm_gib=32,  # [G]
             hbm=1638,  # [G]
@@ -181,7 +181,7 @@ TPUS: dict[str, Preset] = {
             bf16=2307 / 2,
             int8=4614 / 2,  # [E] as fp8
             fp8=4614 / 2,
-            matmul=0.78,  # [R]; 0.83 in isolation [U]
+            matmul=0.8,  # [R]; 0.83 in isolation [U]
             vector=14.3,  # [E] as v6e, a die
             hbm_gib=96,
             hbm=7380 / 2,
