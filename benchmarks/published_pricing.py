@@ -150,12 +150,15 @@ def _restriction(step: Step, graph: Graph, mesh: MeshSpec, batch_dim: int) -> Re
     over = [axes[name] for name in ("replica", "data") if name in axes]
     shards = [axes["data"]] if "data" in axes else []
     place = placement(mesh, over, shards, axes.get("model"))
+    stacked = {edge.src for edge in graph.edges if edge.src_shift}
     resting: dict[int, tuple[Layout, ...]] = {}
     for index, role in enumerate(roles(step, graph)):
         shape = tuple(step.in_avals[index].shape)
         layout = place(step.in_paths[index], shape, role)
         if role == BATCH and shape:
             layout = tuple(Split(p.dim + batch_dim) if isinstance(p, Split) else p for p in layout)
+        elif index in stacked:  # where only the number of layers divides, it is left whole
+            layout = tuple(B if p == Split(0) else p for p in layout)
         resting[index] = (layout,)
     borders = _whole_borders(graph, mesh) | _weights(graph, resting)
     return Restriction(resting, borders, _allow(graph, over, axes.get("model")))
