@@ -150,7 +150,7 @@ def _restriction(step: Step, graph: Graph, mesh: MeshSpec, batch_dim: int) -> Re
     over = [axes[name] for name in ("replica", "data") if name in axes]
     shards = [axes["data"]] if "data" in axes else []
     place = placement(mesh, over, shards, axes.get("model"))
-    stacked = {edge.src for edge in graph.edges if edge.src_shift}
+    stacked = {edge.src for edge in graph.edges if edge.dst_shift}
     resting: dict[int, tuple[Layout, ...]] = {}
     for index, role in enumerate(roles(step, graph)):
         shape = tuple(step.in_avals[index].shape)
