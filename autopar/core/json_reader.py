@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from autopar.core.errors import PlanError
 
 _REMEDY = "the file is damaged or not a plan: make the plan again"
 
 
-@dataclass(frozen=True, slots=True)
-class JsonField:
+class JsonField(NamedTuple):
     """A value within a JSON document, and where it stands.
 
     Attributes:
       where: the document's origin, ready to begin a message: ``"plan.json: "``, or empty.
-      name: the value's place in the document: ``inputs[3].shape``; empty for the document itself.
+      parent: the object or list that it is in; ``None`` for the document itself.
+      key: its key or position there.
     """
 
     value: Any
     where: str
-    name: str = ""
+    parent: JsonField | None = None
+    key: str | int = ""
+
+    @property
+    def name(self) -> str:
+        """The value's place: ``inputs[3].shape``; empty for the document itself."""
+        if self.parent is None:
+            return ""
+        above = self.parent.name
+        if isinstance(self.key, int):
+            return f"{above}[{self.key}]"
+        return f"{above}.{self.key}" if above else self.key
 
     def wrong(self, expected: str) -> PlanError:
         """The error that this value is not what it should be."""
@@ -36,20 +46,21 @@ class JsonField:
         """The value of a field that must be there."""
         fields = self.mapping()
         if key not in fields:
-            raise PlanError(f"{self.where}field {self._named(key)!r} is missing; {_REMEDY}")
-        return JsonField(fields[key], self.where, self._named(key))
+            name = JsonField(None, self.where, self, key).name
+            raise PlanError(f"{self.where}field {name!r} is missing; {_REMEDY}")
+        return JsonField(fields[key], self.where, self, key)
 
     def entries(self) -> Iterator[tuple[str, JsonField]]:
         """Every key of an object, with its value."""
         for key, value in self.mapping().items():
-            yield key, JsonField(value, self.where, self._named(key))
+            yield key, JsonField(value, self.where, self, key)
 
     def elements(self) -> Iterator[JsonField]:
         """The values of a list."""
         if not isinstance(self.value, list):
             raise self.wrong("a list")
         for index, value in enumerate(cast("list[Any]", self.value)):
-            yield JsonField(value, self.where, f"{self.name}[{index}]")
+            yield JsonField(value, self.where, self, index)
 
     def mapping(self) -> dict[str, Any]:
         """This value, an object."""
@@ -72,6 +83,14 @@ class JsonField:
             raise self.wrong(f"a whole number below {below}")
         return value
 
+    def integers(self, below: int) -> dict[str, int]:
+        """This value, an object of whole numbers from 0 on."""
+        found = self.mapping()
+        if not all(type(value) is int and 0 <= value < below for value in found.values()):
+            for _, field in self.entries():
+                field.integer(below=below)  # one of them says what is wrong
+        return found
+
     def number(self) -> float:
         """This value, a number; the texts ``inf``, ``-inf`` and ``nan`` are numbers too."""
         if self.value in ("inf", "-inf", "nan"):
@@ -85,9 +104,6 @@ class JsonField:
         if not isinstance(self.value, bool):
             raise self.wrong("true or false")
         return self.value
-
-    def _named(self, key: str) -> str:
-        return f"{self.name}.{key}" if self.name else key
 
 
 def read_json(text: str, where: str) -> JsonField:

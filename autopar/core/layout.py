@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import jax
 
@@ -130,6 +131,7 @@ def show(layout: Layout) -> str:
     return ",".join(str(placement) for placement in layout)
 
 
+@lru_cache(maxsize=4096)
 def parse(text: str) -> Layout:
     """The inverse of ``show``.
 

@@ -10,6 +10,7 @@ are numbers into a table of the distinct ones. Each entry of a field has a line 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -137,8 +138,8 @@ def from_json(text: str, where: str = "") -> Plan:
         inputs=tuple(_value_from(v, mesh) for v in root.child("inputs").elements()),
         outputs=tuple(_value_from(v, mesh) for v in root.child("outputs").elements()),
         strategies={
-            name: table[number.integer(below=len(table))]
-            for name, number in root.child("strategies").entries()
+            name: table[number]
+            for name, number in root.child("strategies").integers(len(table)).items()
         },
         hubs={name: _layout_from(v, mesh) for name, v in root.child("hubs").entries()},
         predicted=_prediction_from(root.child("predicted")),
@@ -279,9 +280,12 @@ def _record(value: Any, **given: Any) -> dict[str, Any]:
 
 def _record_from(cls: Callable[..., _Record], field: JsonField, **given: Any) -> _Record:
     """The inverse of ``_record``."""
-    read = {
-        f.name: _READERS[str(f.type)](field.child(f.name))
-        for f in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
-        if f.name not in given
-    }
+    read = {name: reader(field.child(name)) for name, reader in _readers(cls) if name not in given}
     return cls(**read, **given)
+
+
+@functools.cache
+def _readers(cls: Any) -> tuple[tuple[str, Callable[[JsonField], Any]], ...]:
+    """The fields of a dataclass that are plain scalars, and how each is read."""
+    types = ((f.name, str(f.type)) for f in dataclasses.fields(cls))
+    return tuple((name, _READERS[type_]) for name, type_ in types if type_ in _READERS)

@@ -85,13 +85,12 @@ def shrink(network: Network) -> tuple[Network, Undo]:
     dirty = set(work.unary)
     while dirty:
         touched: set[int] = set()
-        for i in sorted(dirty):
+        for i in sorted(work.unary, key=lambda i: (len(work.tables[i]), i)):
+            touched.update(_eliminate(work, i))
+        for i in sorted(dirty | touched):
             if i in work.unary and _drop_dead_ends(work, i):
                 touched.add(i)
                 touched.update(work.tables[i])
-        for i in sorted(work.unary, key=lambda i: (len(work.tables[i]), i)):
-            neighbours = _eliminate(work, i)
-            touched.update(neighbours)
         dirty = {i for i in touched if i in work.unary}
     return _finish(network, work)
 
@@ -129,13 +128,13 @@ def _drop_dead_ends(work: _Work, i: int) -> bool:
     dominated = excess <= 0
     for weight in work.weights[i]:
         dominated &= weight[None, :] <= weight[:, None]
+    np.fill_diagonal(dominated, False)
+    if not dominated.any():
+        return fewer
     earlier = np.tril(np.ones((size, size), bool), -1)  # b before a
     mutual = dominated & dominated.T
     dominated &= ~mutual | earlier
-    mask: NDArray[np.bool_] = np.logical_not((dominated & ~np.eye(size, dtype=bool)).any(axis=1))
-    if mask.all():
-        return fewer
-    work.keep(i, mask)
+    work.keep(i, ~dominated.any(axis=1))
     return True
 
 
