@@ -63,7 +63,7 @@ def trained(
         return optax.apply_updates(params, updates), opt
 
     state = (params, jax.eval_shape(tx.init, params))
-    return read(step, state, batch, cluster=on, mesh=on.shape, **options)
+    return read(step, state, batch, cluster=on, **{"mesh": on.shape, **options})
 
 
 def squared(model: Callable[..., jax.Array]) -> Callable[[Any, Any], jax.Array]:

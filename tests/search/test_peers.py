@@ -32,6 +32,7 @@ from reading import Reading, read
 
 from autopar.core.layout import show
 from autopar.core.mesh import MeshSpec
+from autopar.cost_model import Cluster
 from autopar.passes.rules import factor_rule
 from autopar.search.domains import Domains
 
@@ -197,6 +198,54 @@ def test_products_of_two_axes() -> None:
     products = states(jnp.matmul, "dot_general", x, up)
     assert products >= {"S(0),B B,S(1) -> S(0),S(1)", "S(0),S(1) B,S(0) -> S(0),P"}
     assert products >= {"S(1),B S(0),S(1) -> P,S(1)", "S(1),S(0) S(0),B -> P,S(0)"}
+
+
+def feed_forward(params: Any, x: jax.Array) -> jax.Array:
+    return jax.nn.relu(x @ params["up"]) @ params["down"]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "width", "tokens", "products"),
+    [
+        (
+            (256,),
+            1024,
+            2048 * 256,
+            ["S(0) B -> S(0)"] * 2 + ["S(0) S(0) -> P", "S(0) B -> S(0)", "S(0) S(0) -> P"],
+        ),
+        (
+            (32, 8),
+            6144,
+            8 * 32 * 256,
+            [
+                *("S(0),B B,S(1) -> S(0),S(1)", "S(0),S(1) B,S(0) -> S(0),P"),
+                *("S(0),B S(0),S(1) -> P,S(1)", "S(0),B B,S(0) -> S(0),S(1)"),
+                "S(0),S(1) S(0),B -> P,S(0)",
+            ],
+        ),
+    ],
+)
+def test_feed_forward_of_many_ranks(
+    mesh: tuple[int, ...], width: int, tokens: int, products: list[str]
+) -> None:
+    """Autoparallel's plans of a feed-forward layer on 256 devices, batch given: on one axis data
+    parallel, on two column and row; weight gradients are left partial.
+    """
+    params = {"up": floats(width, 4 * width), "down": floats(4 * width, width)}
+    pins = {"batch/.": jax.P("data")}
+    loss, on = squared(feed_forward), Cluster.preset("h100", (32, 8))
+    reading = trained(loss, params, pairs(tokens, width), on, mesh=mesh, pins=pins)
+    assert [str(strategy) for strategy in reading.strategies(".*dot_general.*")] == products
+    assert set(reading.counts()) == {"reduce-scatter", "all-gather"}
+
+
+def test_two_products_move_nothing() -> None:
+    """XLA's auto-sharding makes these column then row, and reduces; rows need no collective."""
+    args = floats(64, 64), floats(64, 128), floats(128, 64)
+    on = cluster(2, 2, beta=(0.01, 1))
+    reading = read(lambda x, a, b: x @ a @ b, *args, cluster=on, mesh=(2, 2), donate=())
+    assert reading.written("dot_general") == {"S(0),S(0) B,B -> S(0),S(0)"}
+    assert reading.counts() == {}
 
 
 def test_values_smaller_than_the_mesh() -> None:
