@@ -85,12 +85,12 @@ def shrink(network: Network) -> tuple[Network, Undo]:
     dirty = set(work.unary)
     while dirty:
         touched: set[int] = set()
-        for i in sorted(work.unary, key=lambda i: (len(work.tables[i]), i)):
-            touched.update(_eliminate(work, i))
-        for i in sorted(dirty | touched):
+        for i in sorted(dirty):
             if i in work.unary and _drop_dead_ends(work, i):
                 touched.add(i)
                 touched.update(work.tables[i])
+        for i in sorted(work.unary, key=lambda i: (len(work.tables[i]), i)):
+            touched.update(_eliminate(work, i))
         dirty = {i for i in touched if i in work.unary}
     return _finish(network, work)
 
