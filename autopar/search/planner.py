@@ -290,7 +290,7 @@ def _too_big(
     return InfeasibleError(
         f"no plan fits {format_bytes(budget)} a device: the least found on mesh {mesh} with "
         f"search={search!r} needs {format_bytes(least)}, at its peak above all for {heaviest}; "
-        "give more memory, more devices or a "
-        "smaller batch, or use jax.checkpoint in the model to keep fewer activations",
+        "give more memory, more devices or a smaller batch, or have activations recomputed: "
+        "remat='auto' with search='optimal', or jax.checkpoint in the model",
         least,
     )

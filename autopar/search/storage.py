@@ -12,6 +12,7 @@ The fastest plan that fits, of these and of those that shard more instead, is th
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,8 +39,11 @@ from autopar.search.storage_values import Body, Value, dropped_names, storage_va
 UNLIMITED = 2**62
 """Bytes; more than any device has."""
 
-NAMED = 6
-"""What fills the memory is named up to here."""
+NEAR = 1.01
+"""A rematerialised plan is kept at once if it is this near to the best without a limit."""
+
+NAMED = 4
+"""Values named that fill the memory."""
 
 ATTEMPTS = 6
 """Choices tried, each for less memory by what the last was over; then the lightest."""
@@ -67,7 +71,8 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     model = StorageModel.of(step, cluster, free)
     plans = list(_rematerialised(step, cluster, model, free, budget, options))
     least = free.predicted.peak_bytes
-    if free.mesh.device_count > 1:
+    near = any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans)
+    if free.mesh.device_count > 1 and not near:
         try:
             plans.append(planner.search(step, cluster, options))
         except InfeasibleError as error:
@@ -95,13 +100,18 @@ def _rematerialised(
     budget: int,
     options: Options,
 ) -> Iterator[Plan]:
-    """Plans of the step that recompute something, on the mesh of ``free``, that fit."""
+    """Plans of the step that recompute something, on the mesh of ``free``, that fit.
+
+    All attempts share the time limit.
+    """
     alone = free.mesh.device_count == 1  # nothing to choose, so nothing to limit
     given = dataclasses.replace(
         options, mesh=free.mesh, memory_bytes=UNLIMITED if alone else budget
     )
     target = float(budget) - model.unseen(free)
+    deadline = time.monotonic() + options.time_limit_s
     for _ in range(ATTEMPTS):
+        given = dataclasses.replace(given, time_limit_s=max(1.0, deadline - time.monotonic()))
         choice = choose(model.values, model.base, target)
         last = choice is None
         choice = choice or lightest(model.values, model.base)
@@ -112,7 +122,7 @@ def _rematerialised(
             recomputed = tuple(_recomputations(model.values, choice))
             yield dataclasses.replace(found, recompute=names, recomputed=recomputed)
             return
-        if last:
+        if last or time.monotonic() > deadline:
             return
         target = min(budget - (needed - choice.peak), choice.peak * SMALLER)
 
@@ -171,33 +181,31 @@ def _infeasible(
     options = Options(mesh=free.mesh, memory_bytes=UNLIMITED)
     program = step.rematerialised(names)
     plan = planner.search(program, cluster, options)
-    needed, filled = plan.predicted.peak_bytes, _filled(program, cluster, plan)
-    if needed > least:
-        needed, filled = least, ""
+    needed = plan.predicted.peak_bytes
+    fills = f", at its peak above all for {_heaviest(program, cluster, plan)}"
+    if needed > least:  # the lightest shards more, and recomputes nothing
+        needed, fills = least, ""
     return InfeasibleError(
         f"no plan fits {format_bytes(budget)} a device: the least found on mesh {free.mesh}, with "
-        f"all recomputed that helps, needs {format_bytes(needed)}{filled}; give more memory, more "
+        f"all recomputed that helps, needs {format_bytes(needed)}{fills}; give more memory, more "
         "devices or a smaller batch",
         needed,
     )
 
 
-def _filled(step: Step, cluster: Cluster, plan: Plan) -> str:
-    """What fills the memory at the peak: inputs by role, and the largest other values by name."""
+def _heaviest(step: Step, cluster: Cluster, plan: Plan) -> str:
+    """The largest values at the peak, by name and size."""
     borders, timeline = _timeline(step, cluster, plan)
     prices = PlanPrices(step, plan, cluster, borders)
     sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
     instant, _ = timeline.peak(sizes, vmem_bytes=cluster.chip.vmem_bytes)
     paths = dict(zip(step.jaxpr.jaxpr.invars, step.in_paths, strict=True))
-    makers = {var: eqn for eqn in timeline.kernels for var in eqn.outvars}
     totals: dict[str, float] = defaultdict(float)
     for buffer in timeline.live_at(instant):
-        name = buffer.category
-        if buffer.var not in paths and buffer.var in makers:
-            name = source_name(makers[buffer.var])
+        name = paths.get(buffer.var) or source_name(timeline.kernels[buffer.start])
         totals[name] += buffer.scale * sizes[buffer.var]
-    top = sorted(totals.items(), key=lambda item: -item[1])[:NAMED]
-    return " (" + ", ".join(f"{name} {format_bytes(size)}" for name, size in top) + ")"
+    top = sorted(totals.items(), key=lambda item: (-item[1], item[0]))[:NAMED]
+    return ", ".join(f"{name} ({format_bytes(size)})" for name, size in top)
 
 
 def _timeline(step: Step, cluster: Cluster, plan: Plan) -> tuple[FusionBorders, Timeline]:

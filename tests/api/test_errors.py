@@ -220,9 +220,9 @@ def test_memory_that_nothing_fits() -> None:
     with check(
         InfeasibleError,
         "no plan fits 4.00 KiB a device: the least",
-        "at its peak above all for dot_general (grad) (",
+        "with all recomputed that helps",
+        "at its peak above all for ",
         "give more memory, more devices or a smaller batch",
-        "jax.checkpoint",
     ) as caught:
         autopar.plan(adam_step, state, BATCH, cluster=CPU8, memory="4KiB")
     assert str(caught.value).startswith("no plan fits")
