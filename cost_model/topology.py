@@ -11,7 +11,8 @@ positions, ``step`` apart. From the inside out:
 * a **switch** part with ``g`` devices of the axis inside each port group pools their ports: ``g
   W``. (The same book, chapter GPUs: bytes over the node's egress.) What is pooled is what the axis
   has inside the node; an axis that strides over whole nodes has one port per device.
-* stages pipeline, so the slowest one sets the rate, as in NCCL's rings.
+* stages pipeline, so the slowest one sets the rate. A stage of ``c`` groups moves ``(c-1)/c`` of
+  what is gathered: two nodes exchange half. (The same chapter: hierarchical collectives.)
 """
 
 from __future__ import annotations
@@ -88,20 +89,22 @@ def link_of_parts(parts: Sequence[Part]) -> Link:
     size = math.prod(part.count for part in parts)
     if not parts:
         return Link("none", math.inf, 0.0, hops=0.0, exchange_bandwidth=math.inf)
-    rate, inside = math.inf, 1
+    slowest, inside = 0.0, 1  # seconds per byte of what is gathered
     exchange = 0.0  # seconds per byte of the local buffer
     for group in _groups(parts):
-        rate = min(rate, inside * sum(part.rate for part in group))
+        count = math.prod(part.count for part in group)
+        rate = inside * sum(part.rate for part in group)
+        slowest = max(slowest, (count - 1) / count / rate)
         for part in group:
             torus = part.level.kind == "torus"
             share = part.count / 4.0 if torus else (part.count - 1) / part.count
             exchange = max(exchange, share / part.rate)
-        inside *= math.prod(part.count for part in group)
+        inside *= count
     hops = sum(part.hops for part in parts)
     latency = sum(part.hops * part.level.latency_s for part in parts)
     return Link(
         name="+".join(part.level.name for part in reversed(parts)),
-        bandwidth=rate,
+        bandwidth=(size - 1) / size / slowest if size > 1 else math.inf,
         latency_s=latency / hops if hops else 0.0,
         wrap=all(part.closed for part in parts),
         hops=float(hops),
