@@ -10,9 +10,10 @@ of the backward pass, and what lies between two kernels that depend on each othe
   matmul waits for (casts of gradients, the update) is put off, and makes no kernel wait.
 * A loop's body is run twice in the simulation: what the second run adds is what every further one
   takes.
-* *Windowed* collectives (Wang et al., ASPLOS 2023, as XLA:TPU has them) run chunk by chunk beside
-  the matmul that makes or takes their value: either begins when the other has done one chunk of as
-  many as there are devices, and ends no earlier than a chunk after the other.
+* *Windowed* collectives (Wang et al., ASPLOS 2023, as XLA:TPU has them) run chunk by chunk beside a
+  matmul, a chunk a device: one that reads what is gathered begins with its first chunk, a
+  reduce-scatter with the first chunk of the matmul that makes its operand, and either ends no
+  earlier than a chunk after the other.
 """
 
 from __future__ import annotations
@@ -85,16 +86,17 @@ def step_time(
 class _Pending:
     """A collective that has not begun: where it is needed, when it may begin, what it is.
 
-    ``chunk`` is the share of it after which a windowed matmul may begin; ``after_s`` when what it
-    moves is whole.
+    ``whole_s`` is when all that it moves is there, ``last_s`` what it takes from then on, and
+    ``first_s`` after what time a windowed matmul may begin.
     """
 
     needed: int
     ready_s: float
-    after_s: float
+    whole_s: float
     index: int
     seconds: float
-    chunk: float
+    first_s: float
+    last_s: float
 
 
 @dataclass(slots=True)
@@ -138,16 +140,17 @@ class _Streams:
         seconds = sum(move.seconds(self.links) for move in task.moves)
         whole = max((self._finish(need) for need in needs), default=0.0)
         may = max((self.begun[need] for need in needs), default=0.0)
-        chunk = 1.0 / task.moves[0].size if self._can_window(task) else 1.0
-        ready = may if chunk < 1.0 else whole
+        first, last, ready = seconds, seconds, whole
+        if self.windowed and len(task.moves) == 1:
+            (move,) = task.moves
+            if move.kind == "all-gather":
+                first = seconds / move.size
+            elif move.kind == "reduce-scatter":
+                last, ready = seconds / move.size, may
         index = len(self.done)
-        self.pending.append(_Pending(needed, ready, whole, index, seconds, chunk))
+        self.pending.append(_Pending(needed, ready, whole, index, seconds, first, last))
         self._ended(math.inf)
         self.comm_s += seconds
-
-    def _can_window(self, task: Task) -> bool:
-        kind = task.moves[0].kind
-        return self.windowed and len(task.moves) == 1 and kind in ("all-gather", "reduce-scatter")
 
     def _kernel(self, task: Task, needs: Sequence[int]) -> None:
         whole = max((self._finish(need) for need in needs), default=0.0)
@@ -194,12 +197,10 @@ class _Streams:
         able = [one for one in self.pending if one.ready_s <= start]
         chosen = min(able, key=lambda one: (one.needed, one.index))
         self.pending.remove(chosen)
-        end = start + chosen.seconds
-        if chosen.ready_s < chosen.after_s:
-            end = max(end, chosen.after_s + chosen.seconds * chosen.chunk)
+        end = max(start + chosen.seconds, chosen.whole_s + chosen.last_s)
         self.network_s = end
         self.done[chosen.index] = end
-        self.begun[chosen.index] = min(end, start + chosen.seconds * chosen.chunk)
+        self.begun[chosen.index] = end - chosen.seconds + chosen.first_s
 
     def drain(self) -> float:
         """When both streams are idle."""
