@@ -134,7 +134,7 @@ def _drop_dead_ends(work: _Work, i: int) -> bool:
     earlier = np.tril(np.ones((size, size), bool), -1)  # b before a
     mutual = dominated & dominated.T
     dominated &= ~mutual | earlier
-    work.keep(i, ~dominated.any(axis=1))
+    work.keep(i, np.logical_not(dominated.any(axis=1)))
     return True
 
 
