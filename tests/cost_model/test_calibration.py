@@ -7,8 +7,9 @@ import pytest
 
 from autopar.core.errors import ClusterError
 from autopar.cost_model import Cluster
-from autopar.cost_model.calibration import Sample, calibrate, fit
+from autopar.cost_model.calibration import calibrate, fit
 from autopar.cost_model.cluster_file import read_cluster, write_cluster
+from autopar.cost_model.measure import Sample
 
 
 def test_a_curve_is_found_again() -> None:
