@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from autopar.cost_model.work import KINDS, aval_bytes, itemsize, shape_of, work
+from autopar.cost_model.work import KINDS, aval_bytes, itemsize, kind_of, shape_of, work
 
 RECOMPUTE_RATIO = 2.25
 """A value is kept rather than recomputed if its sources are this much larger (measured, v5e)."""
+
+LONGEST_ROW = 4096
+"""Elements of a row that a matmul's kernel holds whole, for the softmax of it (measured, v5e)."""
 
 _VIEWS = frozenset(
     (
@@ -53,12 +56,8 @@ def is_view(eqn: JaxprEqn) -> bool:
 
 def is_elementwise(eqn: JaxprEqn) -> bool:
     """Whether the equation can be computed inside its consumers."""
-    if eqn.primitive.name in _ELEMENTWISE:
-        return True
-    if eqn.primitive.name in ("scatter-add", "scatter_add", "scatter"):
-        numbers = eqn.params["dimension_numbers"]
-        return bool(numbers.operand_batching_dims) and not numbers.update_window_dims
-    return False
+    scatters = KINDS.get(eqn.primitive.name) == "update"
+    return eqn.primitive.name in _ELEMENTWISE or (scatters and kind_of(eqn) == "map")
 
 
 def elements(atom: Var | Literal) -> int:
@@ -130,7 +129,7 @@ class FusionGraph:
         """Fills ``written`` and ``charged``, and says what is behind all that is not written."""
         needed = set(self.outputs)
         for eqn in self.jaxpr.eqns:
-            if KINDS.get(eqn.primitive.name) in _NEED_OPERANDS and not is_elementwise(eqn):
+            if kind_of(eqn) in _NEED_OPERANDS and not is_elementwise(eqn):
                 needed.update(v for v in self.sources(eqn) if v not in self.cheap)
         moved = self._move_down(needed)
         for eqn in self.jaxpr.eqns:
@@ -160,8 +159,10 @@ class FusionGraph:
             chain = [eqn.outvars[0]]
             while (step := self._next_in_chain(chain[-1], needed)) and step not in moved:
                 chain.append(step)
+            softmax = self._softmax_below(chain[-1], needed)
+            chain += softmax
             narrowest = min(map(itemsize_of, chain))
-            while itemsize_of(chain[-1]) > narrowest:
+            while not softmax and itemsize_of(chain[-1]) > narrowest:
                 chain.pop()
             if len(chain) > 1:
                 moved |= {var: var is chain[-1] for var in chain}
@@ -178,6 +179,28 @@ class FusionGraph:
         if widens and users[0].primitive.name == "convert_element_type":
             return step if len(self.users.get(step, [])) == 1 else None
         return step
+
+    def _softmax_below(self, var: Var, needed: set[Var]) -> list[Var]:
+        """What a softmax over rows that fit makes of ``var``: ``x - max(x)`` and its exponential.
+
+        The matmul's kernel holds whole rows, so it goes on to the exponential, and writes that.
+        """
+        users = self.users.get(var, [])
+        widened: list[Var] = []
+        if len(users) == 1 and users[0].primitive.name == "convert_element_type":
+            widened = list(users[0].outvars)
+            users = self.users.get(widened[0], [])
+        by_name = {user.primitive.name: user for user in users}
+        shape = shape_of(var.aval)
+        if len(users) != 2 or set(by_name) != {"reduce_max", "sub"} or shape[-1] > LONGEST_ROW:
+            return []
+        if by_name["reduce_max"].params["axes"] != (len(shape) - 1,):
+            return []
+        (centred,) = by_name["sub"].outvars
+        onward = self.users.get(centred, [])
+        if needed & {var, *widened, centred} or [u.primitive.name for u in onward] != ["exp"]:
+            return []
+        return [*widened, centred, *onward[0].outvars]
 
     def _behind(self, eqn: JaxprEqn, table: Mapping[Var, frozenset[Var]]) -> frozenset[Var]:
         """The values in memory that the equation's results are computed from."""

@@ -34,6 +34,8 @@ class Walk:
 
     Attributes:
       in_place: output values (looked through views) and the donated inputs they replace.
+      lasting: the outputs that are the next step's inputs, if what only the others need (a loss
+        that is shown) is to run last.
       clock: the next instant. ran: the equation of every instant so far.
       backward: whether each instant belongs to the backward pass; tail: whether only light work
         follows it (the optimiser's side of the step).
@@ -42,6 +44,7 @@ class Walk:
 
     borders: FusionBorders
     in_place: Mapping[Var, Var]
+    lasting: frozenset[Var] | None = None
     ran: list[JaxprEqn] = field(default_factory=list[JaxprEqn])
     backward: list[bool] = field(default_factory=list[bool])
     tail: list[bool] = field(default_factory=list[bool])
@@ -71,6 +74,8 @@ class Walk:
     ) -> None:
         """Runs one jaxpr. ``in_place`` is given for the whole step only."""
         program = kernels(jaxpr.eqns, self.borders)
+        if in_place is not None and self.lasting is not None:
+            program = _aside_last(program, self.lasting)
         outputs = [self.borders.root(v) for v in jaxpr.outvars if isinstance(v, Var)]
         tails = _tails(program) if in_place is not None else None
         for kernel in schedule(program, outputs, in_place or {}):
@@ -220,6 +225,18 @@ def _initial_carries(region: Region) -> list[Atom]:
     """The operands that a loop's carries start from."""
     inner = {into for into, _ in region.carries}
     return [link.outer for link in region.inputs if link.inner in inner]
+
+
+def _aside_last(program: tuple[Kernel, ...], lasting: frozenset[Var]) -> tuple[Kernel, ...]:
+    """The program, with kernels that nothing lasting needs after all others."""
+    needed = set(lasting)
+    kept: set[int] = set()
+    for index in reversed(range(len(program))):
+        if not needed.isdisjoint(program[index].writes):
+            kept.add(index)
+            needed.update(program[index].needs)
+    main = [kernel for index, kernel in enumerate(program) if index in kept]
+    return (*main, *(kernel for index, kernel in enumerate(program) if index not in kept))
 
 
 def _tails(program: tuple[Kernel, ...]) -> dict[Var, bool]:

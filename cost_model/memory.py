@@ -15,6 +15,8 @@ Rules, after what XLA:TPU does (measured for the design):
 * A narrowing cast of a whole scanned input is hoisted out of the loop: the cast stack is there
   while the loop runs (``scale`` is then the trip count).
 * Bodies that run once and always (``remat``) are inlined.
+* What only results need that do not become the next step's state, the loss above all, runs in its
+  place or last, whichever holds less, on a single device: its f32 logits may outweigh all else.
 
 ``Timeline.profile`` adds up any assignment of bytes to variables, in linear time, with numpy.
 """
@@ -109,8 +111,9 @@ class Timeline:
           vmem_bytes: on-chip memory that holds short-lived values together.
         """
         sizes = self.sizes(bytes_of)
-        live = self._sum(~self._short, sizes)
-        live += np.maximum(0.0, self._sum(self._short, sizes) - vmem_bytes)
+        on_chip = self._short & (sizes <= vmem_bytes)
+        live = self._sum(~on_chip, sizes)
+        live += np.maximum(0.0, self._sum(on_chip, sizes) - vmem_bytes)
         for start, end, size in extra:
             live[start : end + 1] += size
         return live
@@ -189,9 +192,15 @@ def liveness(
         out = top.outvars[position]
         if donated[source] and isinstance(out, Var):
             in_place.setdefault(borders.root(out), top.invars[source])
-    walk = Walk(borders, in_place)
-    walk.body(top, backward=False, tail=False, in_place=in_place)
-    return _timeline(walk, top, dict(zip(top.invars, in_categories, strict=True)), bf16_dots)
+    inputs = dict(zip(top.invars, in_categories, strict=True))
+    outputs = [top.outvars[position] for position, _ in ties]
+    lasting = frozenset(borders.root(out) for out in outputs if isinstance(out, Var))
+    found: list[Timeline] = []
+    for order in (None, lasting) if lasting else (None,):
+        walk = Walk(borders, in_place, order)
+        walk.body(top, backward=False, tail=False, in_place=in_place)
+        found.append(_timeline(walk, top, inputs, bf16_dots))
+    return min(found, key=lambda timeline: timeline.peak(timeline.global_bytes())[1])
 
 
 def _timeline(walk: Walk, top: Jaxpr, inputs: Mapping[Var, str], bf16_dots: bool) -> Timeline:

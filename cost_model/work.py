@@ -183,7 +183,7 @@ _DUS = "dynamic_update_slice"
 def work(eqn: JaxprEqn) -> Work:
     """Describes an equation's work."""
     primitive = eqn.primitive.name
-    kind = KINDS.get(primitive, "map")
+    kind = kind_of(eqn)
     weight = {"map": 1.0, "reduce": 1.0, "update": 1.0, "linalg": 2.0}.get(kind, 0.0)
     return Work(
         primitive=primitive,
@@ -194,6 +194,23 @@ def work(eqn: JaxprEqn) -> Work:
         weight=_weight(eqn, weight),
         matmul=_matmul(eqn),
     )
+
+
+def kind_of(eqn: JaxprEqn) -> WorkKind:
+    """How an equation is counted.
+
+    A gather or scatter of single entries, each from a row of its own, as ``take_along_axis`` and
+    its gradient are, compares every place with the index: it sums rows, or is elementwise.
+    """
+    name = eqn.primitive.name
+    kind = KINDS.get(name, "map")
+    numbers = eqn.params.get("dimension_numbers") if kind in ("gather", "update") else None
+    if not getattr(numbers, "operand_batching_dims", ()):
+        return kind
+    if name == "gather" and not numbers.offset_dims:  # pyright: ignore
+        return "reduce"
+    one_hot = name in ("scatter-add", "scatter_add", "scatter")
+    return "map" if one_hot and not numbers.update_window_dims else kind  # pyright: ignore
 
 
 def flops(eqn: JaxprEqn) -> int:

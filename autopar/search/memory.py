@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from jax.extend.core import Var
 
-from autopar.core.layout import Layout, local_shape
+from autopar.core.layout import Layout, Partial, Split, local_shape
 from autopar.cost_model import Chip, format_bytes
 from autopar.cost_model.attention import NO_ATTENTION, attention_kernels
 from autopar.cost_model.fusion import fusion_borders
-from autopar.cost_model.memory import Timeline, liveness
+from autopar.cost_model.memory import SHORT_KERNELS, Timeline, liveness
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.passes.trace import Step, source_name
 from autopar.search.domains import State, shifted
@@ -30,6 +30,9 @@ from autopar.search.problem import Problem
 Extra = tuple[int, int, float]
 """First instant, last instant, bytes."""
 
+
+UNROLLED_RING = 4
+"""A ring of so many is one trip of such a loop, two steps each way, and no loop (measured, v5e)."""
 
 PEAKS = 3
 """Instants limited in one round: fewer mean more rounds, more mean slower ones."""
@@ -55,6 +58,22 @@ class Held:
     is_weight: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An operand of a matrix product that fusion would compute on the way into it.
+
+    Where the product is scattered at once, XLA:TPU runs it piece by piece in a loop that hides the
+    scatter, and what a loop reads must lie in memory: from instant ``start``, at which the operand
+    is first computed, to ``end``, at which the product is. (A short ring is no loop; then only what
+    the forward pass has computed already is kept.)
+    """
+
+    slot: int
+    var: Var
+    start: int
+    end: int
+
+
 class MemoryModel:
     """What does not depend on the mesh: fusion, liveness, and the roles of the inputs."""
 
@@ -76,10 +95,13 @@ class MemoryModel:
         self.vmem_bytes = chip.vmem_bytes
         self.paths = dict(zip(step.jaxpr.jaxpr.invars, step.in_paths, strict=True))
         self.held = _held(graph, self.timeline)
+        self.streamed = _streamed(graph, self.timeline)
 
     def on(self, problem: Problem) -> MeshMemory:
         """The memory model of one mesh's problem."""
-        return MeshMemory(self.timeline, self.held, problem, self.vmem_bytes, self.paths)
+        return MeshMemory(
+            self.timeline, self.held, self.streamed, problem, self.vmem_bytes, self.paths
+        )
 
 
 @dataclass(slots=True)
@@ -88,6 +110,7 @@ class MeshMemory:
 
     timeline: Timeline
     held: tuple[Held, ...]
+    streamed: Mapping[int, tuple[int, tuple[Streamed, ...]]]
     problem: Problem
     vmem_bytes: int
     paths: Mapping[Var, str]
@@ -191,11 +214,18 @@ class MeshMemory:
         graph = self.problem.graph
         yield from self._standing(graph, states)
         changed: set[int] = set()
+        streamed: dict[tuple[Var, int], tuple[int, float]] = {}
         for edge, left, right in self.problem.moves(states):
             extra = self._copied(edge, left, right)
             if extra is not None:
                 changed.add(edge.dst)
                 yield extra
+                for one, size in self._streaming(edge, left, right, states):
+                    root = self.timeline.root(one.var)
+                    end, most = streamed.get((root, one.start), (0, 0.0))
+                    streamed[root, one.start] = max(end, one.end), max(most, size)
+        for (_, start), (end, size) in streamed.items():
+            yield start, end, size
         for held in self.held:
             if not held.is_weight and held.node in changed:
                 yield (
@@ -232,6 +262,20 @@ class MeshMemory:
         local = local_shape(edge.shape, layout, self.problem.mesh)
         return instant, instant, float(math.prod(local) * edge.itemsize)
 
+    def _streaming(
+        self, edge: Edge, left: Layout, right: Layout, states: Sequence[State]
+    ) -> Iterable[tuple[Streamed, float]]:
+        """What a product must find in memory, if this edge scatters it, and its bytes."""
+        ring = max(
+            axis.size if old == Partial("add") and isinstance(new, Split) else 1
+            for axis, old, new in zip(self.problem.mesh.axes, left, right, strict=True)
+        )
+        product, operands = self.streamed.get(edge.src, (0, ()))
+        for one in operands if ring > 1 else ():
+            if one.end - one.start > SHORT_KERNELS or ring > UNROLLED_RING:
+                layout = states[product].operands[one.slot]
+                yield one, self._local_bytes(one.var, layout)
+
     def _table(self, var: Var, scale: float) -> tuple[int, IntArray]:
         """The node that decides about ``var``, and its bytes in each of the node's states."""
         source = self.problem.graph.sources[var]
@@ -262,6 +306,36 @@ class MeshMemory:
     def _local_bytes(self, var: Var, layout: Layout) -> int:
         local = local_shape(shape_of(var.aval), layout, self.problem.mesh)
         return math.prod(local) * itemsize(var.aval)
+
+
+_ONWARD = frozenset(("transpose", "convert_element_type", "reshape", "copy"))
+"""What may stand between a product and the scatter of it."""
+
+
+def _streamed(graph: Graph, timeline: Timeline) -> Mapping[int, tuple[int, tuple[Streamed, ...]]]:
+    """For each node that hands on a matrix product: its node, and operands not in memory."""
+    buffers = {buffer.var for buffer in timeline.buffers}
+    found: dict[int, tuple[int, tuple[Streamed, ...]]] = {}
+    for node in graph.nodes:
+        eqn = node.eqn
+        if eqn is None or eqn.primitive.name != "dot_general":
+            continue
+        end = timeline.instant_of.get(eqn.outvars[0])
+        fused = [
+            Streamed(slot, atom, timeline.instant_of[root], end)
+            for slot, atom in enumerate(eqn.invars)
+            if isinstance(atom, Var) and end is not None
+            if (root := timeline.root(atom)) not in buffers and root in timeline.instant_of
+            if timeline.instant_of[root] <= end and not graph.heads[graph.sources[root].node]
+        ]
+        if fused:
+            found[node.index] = (node.index, tuple(fused))
+    for edge in sorted(graph.edges, key=lambda edge: edge.src):
+        eqn = graph.nodes[edge.dst].eqn
+        hands_on = eqn is not None and eqn.primitive.name in _ONWARD
+        if edge.src in found and hands_on:
+            found.setdefault(edge.dst, found[edge.src])
+    return found
 
 
 def _resting(problem: Problem, node: int, states: Sequence[State], port: int) -> Layout:

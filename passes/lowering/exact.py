@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.sharding import Mesh
 
@@ -26,6 +27,7 @@ from autopar.core.layout import Layout, Split, local_shape, replicated
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, Resharder
 from autopar.passes.lowering.context import context_of
+from autopar.passes.lowering.gradients import in_order, transposed_products
 from autopar.passes.lowering.local import Site, bind, localise
 from autopar.passes.lowering.redistribute import Redistributor
 from autopar.passes.rules import Region, rebuild, regions
@@ -38,8 +40,10 @@ def lower_exact(step: Step, plan: Plan, mesh: Mesh) -> Callable[..., list[Any]]:
     links = Cluster.from_dict(plan.cluster).axis_links(plan.mesh)
     redistribute = Redistributor(Resharder(plan.mesh, links))
 
+    products = transposed_products(jaxpr)
+
     def local(*args: Any) -> list[Any]:
-        interpreter = _Interpreter(plan, redistribute, {})
+        interpreter = _Interpreter(plan, redistribute, {}, products)
         return interpreter.step(jaxpr, args[: len(consts)], args[len(consts) :])
 
     in_specs = tuple(jax.P() for _ in consts) + tuple(v.spec(plan.mesh) for v in plan.inputs)
@@ -57,6 +61,7 @@ class _Interpreter:
     plan: Plan
     redistribute: Redistributor
     layouts: dict[Var, Layout]
+    products: frozenset[Var]
 
     def step(self, jaxpr: Jaxpr, consts: Sequence[Any], flat: Sequence[Any]) -> list[Any]:
         """The whole step. An input may be used in another layout than the one it rests in."""
@@ -109,7 +114,7 @@ class _Interpreter:
             hub = self.plan.hubs.get(f"{name}.{port}", layout)
             results[port] = self.redistribute(results[port], var.aval, layout, hub)
             self.layouts[var] = hub
-        return results
+        return in_order(eqn, self.products, results, [np.shape(result) for result in results])
 
     def _nest(
         self, name: str, eqn: JaxprEqn, nested: Sequence[Region], operands: list[Any]

@@ -9,6 +9,7 @@ from jax import lax
 from jax.extend.core import Jaxpr
 
 from autopar.cost_model import FusionBorders, fusion_borders
+from autopar.cost_model.fusion_graph import LONGEST_ROW
 from autopar.passes.simplify import simplify
 
 
@@ -81,13 +82,33 @@ def test_a_chain_keeps_its_narrow_side() -> None:
     def fn(x: jax.Array, w: jax.Array) -> jax.Array:
         return jax.nn.softmax((x @ w).astype(jnp.float32) * 2.0)
 
-    jaxpr, borders = analyse(fn, bf16(64, 32), bf16(32, 32))
+    long = 2 * LONGEST_ROW
+    jaxpr, borders = analyse(fn, bf16(64, 32), bf16(32, long))
     assert jaxpr.eqns[0].outvars[0] in borders.writes  # bf16, not the f32 values that follow
 
     def back(x: jax.Array, w: jax.Array) -> jax.Array:
         return jnp.tanh((x @ w).astype(jnp.float32)).astype(jnp.bfloat16)
 
     assert written(back, bf16(64, 32), bf16(32, 32)) == ["convert_element_type"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_chain_goes_through_a_softmax_of_rows_that_fit(scale: float) -> None:
+    def fn(x: jax.Array, w: jax.Array) -> jax.Array:
+        scores = (x @ w).astype(jnp.float32)
+        return jax.nn.softmax(scores * scale if scale != 1 else scores).astype(jnp.bfloat16) @ w
+
+    names = written(fn, bf16(64, 32), bf16(32, 32))
+    assert names == ["reduce_max", "exp", "reduce_sum", "dot_general"]
+
+
+def test_a_look_up_of_one_entry_a_row_reads_what_its_row_is_made_of() -> None:
+    def fn(x: jax.Array, labels: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(jnp.tanh(x), labels[:, None], axis=-1)
+
+    names = written(fn, f32(64, 32), jax.ShapeDtypeStruct((64,), jnp.int32))
+    assert "tanh" not in names
+    assert "gather" in names
 
 
 def test_two_matmuls_cannot_end_in_one_sum() -> None:

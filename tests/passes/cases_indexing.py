@@ -67,6 +67,8 @@ def _gathers() -> Iterator[Case]:
         args = [make(8, 6), tokens]
         yield Case("gather", _gather((1, None), **_ROWS), args, label, local=True)
     yield Case("gather", _gather((1, 1), **_ALONG), [floats(4, 8), along], "along", local=True)
+    one = ints(4, 1, 1, low=0, high=8)
+    yield Case("gather", _gather((1, 1), **_ALONG), [floats(4, 8), one], "one", local=True)
     window = [floats(8, 8, 4), _pairs()]
     yield Case("gather", _gather((3, 1, None), **_WINDOW), window, "window", local=True)
     kept = [floats(8, 6), ints(4, 1, low=0, high=8)]
@@ -121,6 +123,9 @@ def _scatters() -> Iterator[Case]:
     add = lax.scatter_add
     along = [floats(4, 8), ints(4, 6, 1, low=0, high=8), floats(4, 6)]
     yield Case("scatter-add", _scatter(add, **_UPDATE_ALONG), along, "along", local=True)
+    one = [floats(4, 8), ints(4, 1, 1, low=0, high=8), floats(4, 1)]
+    for name in ("scatter", "scatter-add"):
+        yield Case(name, _scatter(_FUNCTIONS[name], **_UPDATE_ALONG), one, "one", local=True)
     window = [floats(8, 8, 4), _pairs(), floats(2, 3, 4)]
     yield Case("scatter-add", _scatter(add, **_UPDATE_WINDOW), window, "window", local=True)
 

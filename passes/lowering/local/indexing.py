@@ -15,6 +15,7 @@ from jax import lax
 from autopar.core.layout import Partial, Split, is_partial
 from autopar.passes.lowering.fences import guarded
 from autopar.passes.lowering.local.site import Site, Values, local
+from autopar.passes.lowering.one_hot import is_one_hot, one_hot
 from autopar.passes.lowering.redistribute import identity
 
 Mode = lax.GatherScatterMode
@@ -33,6 +34,10 @@ class _Window(NamedTuple):
 @local("gather")
 def _gather(site: Site, operands: Values) -> list[Any]:
     """``slice_sizes`` are local where a whole dimension is taken; see ``_masked_gather``."""
+    if is_one_hot(site.eqn):
+        dim = site.eqn.params["dimension_numbers"].start_index_map[0]
+        offset = site.offset(site.strategy.operands[0], dim, site.operand_shape(0)[dim])
+        return [one_hot(site.eqn, operands, offset, site.first(site.strategy.results[0]))]
     operands = guarded(site.eqn, site.strategy, operands)
     params = site.eqn.params
     whole = site.whole_shape(0)
@@ -97,8 +102,12 @@ def _scatter(site: Site, operands: Values) -> list[Any]:
 
     Updates that are cut, or summands of an operand, need nothing: the pieces combine.
     """
-    operand, indices, updates = guarded(site.eqn, site.strategy, operands)
     numbers = site.eqn.params["dimension_numbers"]
+    if is_one_hot(site.eqn):
+        (dim,) = numbers.scatter_dims_to_operand_dims
+        offset = site.offset(site.strategy.operands[0], dim, site.operand_shape(0)[dim])
+        return [one_hot(site.eqn, operands, offset)]
+    operand, indices, updates = guarded(site.eqn, site.strategy, operands)
     indexed = numbers.scatter_dims_to_operand_dims
     extents = _update_extents(site)
     cut = [d for d in indexed if Split(d) in site.strategy.operands[0]]

@@ -1,0 +1,230 @@
+"""Plans compiled ahead of time for TPU slices that are not there, beside what was predicted.
+
+    python benchmarks/verify.py [--only TEXT] [--again] [--json FILE]
+
+Needs libtpu (the extra ``tpu``), no TPU. What was compiled before is read from FILE, so that a run
+may be cut off; ``--again`` compiles anew. Every third case was held out while the memory model was
+made to fit the others: it is marked, and summed up apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import autopar
+from autopar.core.text import format_bytes
+from autopar.cost_model import parse_cluster
+from autopar.models import preset
+
+AMPLE = 2**45
+"""Memory enough that no plan is chosen for its memory."""
+
+GPT = {"d_model": 1024, "heads": 16, "seq": 1024, "vocab": 32000}
+LLAMA = {"d_model": 1024, "heads": 16, "kv_heads": 4, "d_ff": 2816, "vocab": 32000, "seq": 1024}
+MOE = {"layers": 2, "d_model": 512, "heads": 8, "vocab": 32000, "seq": 512, "experts": 8}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One plan to compile.
+
+    Attributes:
+      lowering: ``jit`` or ``shard_map``.
+      held_out: whether the memory model was made without it.
+      overrides: of the preset's configuration.
+    """
+
+    name: str
+    model: str
+    batch: int
+    cluster: str
+    mesh: tuple[int, ...] | dict[str, int]
+    search: str
+    lowering: str = "jit"
+    held_out: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _gpt(layers: int = 2, **overrides: Any) -> dict[str, Any]:
+    return {**GPT, "layers": layers, **overrides}
+
+
+def _llama(layers: int = 2, remat: bool = False, **overrides: Any) -> dict[str, Any]:
+    return {**LLAMA, "layers": layers, "remat": remat, **overrides}
+
+
+EXACT = "shard_map"
+V5E = "tpu-v5e:"
+CASES = (
+    Case("GPT, one chip", "gpt:125m", 4, V5E + "1x1", (1,), "optimal", overrides=_gpt()),
+    Case("GPT, data 4", "gpt:125m", 16, V5E + "2x2", (4,), "data", overrides=_gpt()),
+    Case("GPT, fsdp 16", "gpt:125m", 64, V5E + "4x4", (16,), "fsdp", overrides=_gpt()),
+    Case("GPT, fsdp 8, exact", "gpt:125m", 32, V5E + "2x4", (8,), "fsdp", EXACT, overrides=_gpt()),
+    Case(
+        *("GPT, megatron 8", "gpt:125m", 8, V5E + "2x4", {"model": 8}, "megatron"),
+        overrides=_gpt(),
+    ),
+    Case(
+        *("GPT, megatron 8, exact", "gpt:125m", 8, V5E + "2x4", {"model": 8}, "megatron", EXACT),
+        overrides=_gpt(),
+    ),
+    Case(
+        *("GPT, fsdp+megatron 4x4", "gpt:125m", 32, V5E + "4x4", (4, 4), "fsdp+megatron"),
+        overrides=_gpt(),
+    ),
+    Case("GPT, optimal 4x4", "gpt:125m", 32, V5E + "4x4", (4, 4), "optimal", overrides=_gpt()),
+    Case(
+        *("GPT, remat, data 8", "gpt:125m", 32, V5E + "2x4", (8,), "data"),
+        overrides=_gpt(remat=True),
+    ),
+    Case(
+        *("GPT, scan, fsdp 8", "gpt:125m", 32, V5E + "2x4", (8,), "fsdp"),
+        overrides=_gpt(4, scan=True),
+    ),
+    Case(
+        *("GPT, scan, remat, fsdp 64", "gpt:125m", 256, V5E + "8x8", (64,), "fsdp"),
+        overrides=_gpt(4, scan=True, remat=True),
+    ),
+    Case(
+        *("LLaMA, optimal 4x4", "llama3:8b", 32, V5E + "4x4", (4, 4), "optimal"),
+        held_out=True,
+        overrides=_llama(),
+    ),
+    Case(
+        *("LLaMA, fsdp 256", "llama3:8b", 512, V5E + "16x16", (256,), "fsdp"),
+        held_out=True,
+        overrides=_llama(remat=True),
+    ),
+    Case(
+        *("LLaMA, scan, fsdp+megatron 16x4", "llama3:8b", 64, V5E + "8x8", (16, 4)),
+        *("fsdp+megatron",),
+        held_out=True,
+        overrides=_llama(4, remat=True, scan=True),
+    ),
+    Case(
+        *("LLaMA, megatron 4, exact", "llama3:8b", 4, V5E + "2x2", {"model": 4}, "megatron", EXACT),
+        held_out=True,
+        overrides=_llama(),
+    ),
+    Case("ViT, data 16", "vit:b16", 512, V5E + "4x4", (16,), "data", overrides={"layers": 3}),
+    Case(
+        *("ViT, optimal 8", "vit:b16", 256, V5E + "2x4", (8,), "optimal"),
+        held_out=True,
+        overrides={"layers": 3},
+    ),
+    Case("MoE, fsdp 8", "moe:27b", 16, V5E + "2x4", (8,), "fsdp", overrides=MOE),
+    Case(
+        *("MoE, optimal 4x4", "moe:27b", 32, V5E + "4x4", (4, 4), "optimal"),
+        held_out=True,
+        overrides=MOE,
+    ),
+    Case("ResNet-50, data 16", "resnet:50", 256, V5E + "4x4", (16,), "data"),
+    Case("ResNet-50, fsdp 4", "resnet:50", 64, V5E + "2x2", (4,), "fsdp", held_out=True),
+)
+
+
+def run(case: Case) -> dict[str, Any]:
+    """Plans and compiles one case."""
+    workload = preset(case.model, **case.overrides)
+    batch = workload.abstract_batch(case.batch)
+    args = (workload.abstract_state(batch), batch)
+    plan = autopar.plan(
+        workload.train_step,
+        *args,
+        cluster=parse_cluster(case.cluster),
+        mesh=case.mesh,
+        search=case.search,
+        memory=AMPLE,
+    )
+    began = time.perf_counter()
+    report = autopar.verify(workload.train_step, plan, *args, backend="tpu", lowering=case.lowering)
+    return {
+        "case": asdict(case),
+        "report": report.to_dict(),
+        "compile_s": round(time.perf_counter() - began, 1),
+    }
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """One line a case; errors are predicted over compiled, less one."""
+    made = Table(
+        *("case", "peak, compiled", "predicted", "error", "sent, compiled", "predicted", "error"),
+        *("compute", "compile"),
+        box=None,
+    )
+    for row in rows:
+        report, case = row["report"], row["case"]
+        sent = [sum(t["wire_bytes"] for t in report[side]) for side in ("compiled", "predicted")]
+        made.add_row(
+            case["name"] + (" *" if case["held_out"] else ""),
+            format_bytes(report["compiled_peak_bytes"]),
+            format_bytes(report["predicted_peak_bytes"]),
+            _percent(report["peak_error"]),
+            *map(format_bytes, sent),
+            _percent(report["wire_error"]),
+            _percent(report["compute_error"]),
+            f"{row['compile_s']:.0f} s",
+        )
+    return made
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Median and worst errors, of all cases and of those held out."""
+    groups = {"all": rows, "held out (*)": [r for r in rows if r["case"]["held_out"]]}
+    for name, group in groups.items():
+        for what in ("peak", "wire", "compute"):
+            errors = [r["report"][f"{what}_error"] for r in group]
+            sizes = sorted(abs(e) for e in errors if e is not None)
+            if sizes:
+                known = [e for e in errors if e is not None]
+                median = statistics.median(sizes)
+                yield (
+                    f"{name}, {what}: median {median:.1%}, worst {sizes[-1]:.1%}, "
+                    f"lowest {min(known):+.1%} ({len(sizes)} cases)"
+                )
+
+
+def _percent(error: float | None) -> str:
+    return "" if error is None else f"{error:+.1%}"
+
+
+def main() -> None:
+    """Compiles what is not in the file yet, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="the cases whose name has this in it")
+    parser.add_argument("--again", action="store_true", help="compile what is in the file too")
+    parser.add_argument("--json", type=Path, default=Path("build/benchmarks/verify.json"))
+    options = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    known: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    chosen = [case for case in CASES if options.only in case.name]
+    for case in chosen:
+        if case.name in known and not options.again:
+            continue
+        with console.status(case.name):
+            try:
+                known[case.name] = run(case)
+            except autopar.AutoparError as error:
+                console.print(f"{case.name}: {error}")
+                continue
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(known, indent=1) + "\n")
+    rows = [known[case.name] for case in chosen if case.name in known]
+    console.print(table(rows))
+    for line in summary(rows):
+        console.print(line)
+
+
+if __name__ == "__main__":
+    main()
