@@ -100,11 +100,10 @@ def main() -> int:
         }
         worse |= any(ratio is not None and ratio < 1 - 1e-6 for ratio in ratios.values())
         shown = ["-" if (ratio := ratios[name]) is None else f"{ratio:.2f} x" for name in BASELINES]
-        table.add_row(str(case), f"{step_s * 1e3:.3g} ms", str(best.mesh), *shown)
+        table.add_row(str(case), f"{step_s * 1e3:.4g} ms", str(best.mesh), *shown)
         rows.append({"case": str(case), "step_s": step_s, "mesh": str(best.mesh), **ratios})
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
-        print(rows[-1], flush=True)
     console.print(table)
     return int(worse)
 
