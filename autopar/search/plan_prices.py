@@ -20,11 +20,10 @@ class PlanPrices:
 
     Args:
       step: the program that the plan is for.
-      borders: of that program.
     """
 
-    def __init__(self, step: Step, plan: Plan, cluster: Cluster, borders: FusionBorders) -> None:
-        self.plan, self.chip, self.borders = plan, cluster.chip, borders
+    def __init__(self, step: Step, plan: Plan, cluster: Cluster) -> None:
+        self.plan, self.chip = plan, cluster.chip
         self.resharder = Resharder(plan.mesh, cluster.axis_links(plan.mesh))
         self.layouts: dict[Var, Layout] = {}
         self.rest: dict[Var, Layout] = {}
@@ -41,14 +40,14 @@ class PlanPrices:
         local = local_shape(shape_of(var.aval), layout, self.plan.mesh)
         return math.prod(local) * itemsize(var.aval)
 
-    def seconds(self, name: str, eqn: JaxprEqn) -> float:
+    def seconds(self, name: str, eqn: JaxprEqn, borders: FusionBorders) -> float:
         """Of one run of an equation, bringing its operands into their layouts included."""
         nested = regions(eqn)
         if nested is not None:
             return sum(
                 region.trips
                 * sum(
-                    self.seconds(f"{name}/{region.name}/{position}", inner)
+                    self.seconds(f"{name}/{region.name}/{position}", inner, borders)
                     for position, inner in enumerate(region.body.eqns)
                 )
                 for region in nested
@@ -59,7 +58,7 @@ class PlanPrices:
             self._locals(eqn.invars, strategy.operands),
             self._locals(eqn.outvars, strategy.results),
             self.chip,
-            *self.borders.of(eqn),
+            *borders.of(eqn),
         )
         for atom, wanted in zip(eqn.invars, strategy.operands, strict=True):
             if isinstance(atom, Var) and self.layouts[atom] != wanted:

@@ -153,17 +153,18 @@ class StorageModel:
     def of(cls, step: Step, cluster: Cluster, plan: Plan) -> StorageModel:
         borders, timeline = _timeline(step, cluster, plan)
         chip = cluster.chip
-        prices = PlanPrices(step, plan, cluster, borders)
+        prices = PlanPrices(step, plan, cluster)
         values, bodies = storage_values(
-            step.jaxpr, borders, timeline, prices.seconds, prices.bytes_of
+            *(step.jaxpr, borders, timeline, prices.seconds, prices.bytes_of),
+            chip.hbm_bandwidth,
         )
         sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
         peak = float(np.max(timeline.profile(sizes, vmem_bytes=chip.vmem_bytes)))
-        chosen = {var for value in values for var in value.buffers}
+        chosen = {var for one in (*values, *bodies) for var in one.buffers}
         rest = {var: 0 if var in chosen else size for var, size in sizes.items()}
         base = timeline.profile(rest, vmem_bytes=chip.vmem_bytes)
         for value in values:
-            if value.trips == 1:
+            if not value.body:
                 base[value.start : value.last_forward + 1] += value.bytes
         return cls(values, bodies, base, peak)
 
@@ -195,8 +196,8 @@ def _infeasible(
 
 def _heaviest(step: Step, cluster: Cluster, plan: Plan) -> str:
     """The largest values at the peak, by name and size."""
-    borders, timeline = _timeline(step, cluster, plan)
-    prices = PlanPrices(step, plan, cluster, borders)
+    _, timeline = _timeline(step, cluster, plan)
+    prices = PlanPrices(step, plan, cluster)
     sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
     instant, _ = timeline.peak(sizes, vmem_bytes=cluster.chip.vmem_bytes)
     paths = dict(zip(step.jaxpr.jaxpr.invars, step.in_paths, strict=True))

@@ -2,12 +2,13 @@ r"""Which values of the forward pass to keep and which to recompute, under a mem
 
 For each value $v$, $k_v$ (kept until the backward pass last reads it) and $r_v$ (recomputed there):
 
-$$ \min \sum_v c_v r_v \quad\text{subject to}\quad
+$$ \min \sum_v c_v r_v + s_v k_v \quad\text{subject to}\quad
    k_v + r_v = 1 \text{ if the backward pass reads } v, \; \le 1 \text{ else}; \qquad
    r_v \le k_u + r_u \text{ for every source } u \text{ of } v; $$
 $$ \mathrm{base}(t) + \sum_v \mathrm{bytes}_v \left( k_v [t \in K_v] + r_v [t \in R_v] \right) \le
    \mathrm{budget} \quad \text{for every instant } t. $$
 
+$c_v$ is the time of recomputing, $s_v$ that of writing to a stack and reading it, in loops.
 $K_v$ reaches from the forward pass's last read of $v$ to the backward pass's; $R_v$ from the moment
 its group is recomputed: a group is what is connected through recomputed values, and runs when the
 backward pass first needs one of them. Instants are limited lazily, with what the groups of the
@@ -49,7 +50,7 @@ class Choice:
 
     Attributes:
       recomputed: numbers of the values. kept: of those that are held for the backward pass.
-      seconds: what recomputing costs; bound: no choice costs less (under the limits stated).
+      seconds: what recomputing and stacking cost. bound: no choice costs less.
       peak: bytes, by the model above.
     """
 
@@ -125,6 +126,7 @@ class _Program:
         self.values, self.base, self.budget = values, base, budget
         self.bytes = np.array([v.bytes for v in values], np.float64)
         self.costs = np.array([v.seconds * v.trips + TIE_S for v in values])
+        self.stacking = np.array([v.stacking * v.trips for v in values])
         self.wanted = _wanted(values)
         self.own = [v.first if v.needed else w for v, w in zip(values, self.wanted, strict=True)]
         self.neighbours: list[set[int]] = [set(v.sources) for v in values]
@@ -139,7 +141,7 @@ class _Program:
             return _Found(np.zeros(0, bool), np.zeros(0, bool), 0.0)
         rows = self._rows()
         scale = 1e6  # microseconds, for the solver's tolerances
-        costs = np.concatenate((np.zeros(n), self.costs * scale, np.zeros(rows.extra)))
+        costs = np.concatenate((self.stacking * scale, self.costs * scale, np.zeros(rows.extra)))
         found = milp(
             costs,
             integrality=np.concatenate((np.ones(2 * n), np.zeros(rows.extra))),
@@ -156,6 +158,8 @@ class _Program:
         n, rows = len(self.values), _Rows()
         for number, value in enumerate(self.values):
             rows.add([number, n + number], [1, 1], float(value.needed), 1.0)
+            if not value.droppable:
+                rows.add([n + number], [1], 0.0, 0.0)
             for source in value.sources:
                 rows.add([n + number, source, n + source], [1, -1, -1], -np.inf, 0.0)
         for instant, pulled in self._limits.items():
@@ -204,7 +208,7 @@ class _Program:
     def _kept(self, number: int) -> tuple[int, int]:
         value = self.values[number]
         end = max(value.last, self.wanted[number])
-        return (value.start if value.trips > 1 else value.last_forward + 1), end
+        return (value.start if value.body else value.last_forward + 1), end
 
     def _starts(self, found: _Found) -> list[int]:
         """When each value's group is recomputed; of one that is not, when it would be alone."""
@@ -241,7 +245,7 @@ class _Program:
     def choice(self, found: _Found, peak: float) -> Choice:
         recomputed = tuple(np.flatnonzero(found.again).tolist())
         kept = tuple(np.flatnonzero(found.keep).tolist())
-        seconds = float(self.costs[list(recomputed)].sum())
+        seconds = float(self.costs[found.again].sum() + self.stacking[found.keep].sum())
         return Choice(recomputed, kept, seconds, found.bound, peak)
 
 

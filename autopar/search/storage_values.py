@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 
-from autopar.cost_model import FusionBorders, Timeline
-from autopar.passes.remat import droppable, is_backward, partners
+from autopar.cost_model import FusionBorders, Timeline, fusion_borders
+from autopar.passes.remat import droppable, is_backward, is_repeatable, partners
 from autopar.passes.trace import source_name
 
-Seconds = Callable[[str, JaxprEqn], float]
+Seconds = Callable[[str, JaxprEqn, FusionBorders], float]
 """What running the equation of a name costs, with the layout changes of its operands."""
 
 Size = Callable[[Var], int]
@@ -40,6 +41,8 @@ class Value:
       needed: whether the backward pass reads it (or what is fused from it).
       start, last_forward: the instants between which the forward pass holds it.
       first, last: those of the backward pass's reads, if ``needed``.
+      stacking: seconds a trip of writing it to a stack and reading it there, if it is kept.
+      droppable: whether it may be recomputed; what a loop carries may not.
       buffers: the variables of the buffers that hold it as the program is written.
       body: the body it is in.
     """
@@ -57,6 +60,8 @@ class Value:
     body: str
     first: int = -1
     last: int = -1
+    stacking: float = 0.0
+    droppable: bool = True
     buffers: tuple[Var, ...] = ()
 
     @property
@@ -68,8 +73,9 @@ class Value:
 class Body:
     """A forward body: its equations, by position, and who reads its values in the backward pass.
 
-    ``reads``: value (root) to instants of the backward kernels that read it. ``span``: for a loop,
-    the instants at which the forward loop begins and the backward one ends.
+    ``reads``: value to instants of the backward kernels that read it. Of a loop, ``borders`` are as
+    if it stacked nothing; ``carries`` are as its body gets them; ``buffers``: its results that the
+    backward loops read; ``span``: from where it begins to where the last backward loop ends.
     """
 
     name: str
@@ -77,7 +83,9 @@ class Body:
     trips: int
     makers: dict[Var, int]
     reads: dict[Var, list[int]]
-    stacks: dict[Var, list[Var]] = field(default_factory=dict[Var, list[Var]])
+    borders: FusionBorders
+    carries: tuple[Var, ...] = ()
+    buffers: tuple[Var, ...] = ()
     span: tuple[int, int] | None = None
 
     def named(self, position: int) -> str:
@@ -85,14 +93,24 @@ class Body:
 
 
 def storage_values(
-    closed: ClosedJaxpr, borders: FusionBorders, timeline: Timeline, seconds: Seconds, size: Size
+    closed: ClosedJaxpr,
+    borders: FusionBorders,
+    timeline: Timeline,
+    seconds: Seconds,
+    size: Size,
+    bandwidth: float,
 ) -> tuple[tuple[Value, ...], tuple[Body, ...]]:
-    """All values whose storage is a choice, makers before readers, and the bodies they are in."""
+    """All values whose storage is a choice, makers before readers, and the bodies they are in.
+
+    Args:
+      bandwidth: of device memory, bytes a second.
+    """
     may_drop = droppable(closed)
     bodies = tuple(_bodies(closed, borders, timeline))
     values: list[Value] = []
     for body in bodies:
-        values += _Finder(body, borders, timeline, may_drop, seconds, size, len(values)).values()
+        finder = _Finder(body, timeline, may_drop, seconds, size, bandwidth, len(values))
+        values += finder.values()
     return tuple(values), bodies
 
 
@@ -103,7 +121,7 @@ def _bodies(closed: ClosedJaxpr, borders: FusionBorders, timeline: Timeline) -> 
     reads = _reads((e for e in eqns if is_backward(e)), borders, timeline)
     forward = {i: e for i, e in enumerate(eqns) if i not in late and not paired[i]}
     makers = {var: i for i, e in enumerate(eqns) if i not in late for var in e.outvars}
-    yield Body("", forward, 1, makers, reads)
+    yield Body("", forward, 1, makers, reads, borders)
     for position, backs in paired.items():
         if backs:
             yield _loop_body(eqns, position, backs, borders, timeline)
@@ -117,31 +135,37 @@ def _loop_body(
     timeline: Timeline,
 ) -> Body:
     """The body of a forward loop; what backward loops read of its stacks counts as read."""
-    eqn = eqns[position]
+    eqn, count = eqns[position], eqns[position].params["num_carry"]
     inner = eqn.params["jaxpr"].jaxpr
-    carries = eqn.params["num_carry"]
-    stacked: dict[Var, Var] = {}
-    stacks: dict[Var, list[Var]] = defaultdict(list)
-    for atom, outer in zip(inner.outvars[carries:], eqn.outvars[carries:], strict=True):
-        if isinstance(atom, Var):
-            stacked[outer] = borders.root(atom)
-            stacks[borders.root(atom)].append(outer)
+    alone = fusion_borders(inner.replace(outvars=inner.outvars[:count]))
+    made = {var for one in inner.eqns for var in one.outvars}
+    values = dict(zip(eqn.outvars[count:], inner.outvars[count:], strict=True))
     reads: dict[Var, list[int]] = defaultdict(list)
+    stacks: dict[Var, None] = {}
     end = 0
     for back in backs:
         other = eqns[back]
         body = other.params["jaxpr"].jaxpr
+        # What is recomputed is recomputed first thing in the body.
+        begin = min(timeline.instant_of[e.outvars[0]] for e in body.eqns if e.outvars)
         found = _reads(body.eqns, borders, timeline)
-        for var, atom in zip(body.invars, other.invars, strict=True):
-            if isinstance(atom, Var) and atom in stacked:
-                begin = timeline.instant_of[other.outvars[0]]
-                reads[stacked[atom]] += found.get(var, [begin])
+        for var, outer in zip(body.invars, other.invars, strict=True):
+            atom = values.get(outer) if isinstance(outer, Var) else None
+            if isinstance(outer, Var) and isinstance(atom, Var):
+                reads[atom] += [begin, *found.get(var, [])]
+                if atom in made:
+                    stacks[outer] = None
         end = max(end, max(i for i, e in enumerate(timeline.kernels) if e is other))
     forward = dict(enumerate(inner.eqns))
     makers = {var: i for i, e in forward.items() for var in e.outvars}
-    span = (timeline.instant_of[eqn.outvars[0]], end)
-    trips = eqn.params["length"]
-    return Body(f"{position}/body/", forward, trips, makers, reads, stacks, span)
+    consts = eqn.params["num_consts"]
+    return Body(
+        f"{position}/body/",
+        *(forward, eqn.params["length"], makers, reads, alone),
+        carries=tuple(inner.invars[consts : consts + count]),
+        buffers=tuple(stacks),
+        span=(timeline.instant_of[eqn.outvars[0]], end),
+    )
 
 
 def _after_backward(eqns: Sequence[JaxprEqn]) -> frozenset[int]:
@@ -171,25 +195,51 @@ def _reads(
 @dataclass(slots=True)
 class _Finder:
     body: Body
-    borders: FusionBorders
     timeline: Timeline
     may_drop: frozenset[str]
     seconds: Seconds
     size: Size
+    bandwidth: float
     first_number: int
     numbers: dict[Var, int] = field(default_factory=dict[Var, int])
 
     def values(self) -> list[Value]:
         body, found = self.body, list[Value]()
-        forward_reads = _reads(tuple(body.eqns.values()), self.borders, self.timeline)
+        forward_reads = _reads(tuple(body.eqns.values()), body.borders, self.timeline)
+        for var in body.carries:
+            self.numbers[var] = self.first_number + len(found)
+            found.append(self._carried(var))
         for position, eqn in body.eqns.items():
             for var in eqn.outvars:
-                if var in self.borders.writes and self.borders.root(var) is var:
+                if var in body.borders.writes and body.borders.root(var) is var:
                     value = self._value(position, eqn, var, forward_reads)
                     if value is not None:
                         self.numbers[var] = self.first_number + len(found)
                         found.append(value)
+        self._note_reads(found)
         return found
+
+    def _carried(self, var: Var) -> Value:
+        assert self.body.span is not None
+        return Value(
+            *(var, "", "carry", (), (), self.size(var), 0.0, self.body.trips),
+            *(self.body.span[0], self.body.span[0], self.body.name),
+            stacking=2 * self.size(var) / self.bandwidth,
+            droppable=False,
+        )
+
+    def _note_reads(self, values: list[Value]) -> None:
+        """What is fused into its readers is read by way of its sources."""
+        for var, instants in self.body.reads.items():
+            root = self.body.borders.root(var)
+            numbers = (self.numbers[root],) if root in self.numbers else self._behind(root)
+            for value in (values[number - self.first_number] for number in numbers):
+                value.first = min(instants) if value.first < 0 else min(value.first, *instants)
+                value.last = max(value.last, *instants)
+
+    def _behind(self, var: Var) -> tuple[int, ...]:
+        maker = self.body.makers.get(var)
+        return () if maker is None or maker not in self.body.eqns else self._group(maker)[1]
 
     def _value(
         self, position: int, eqn: JaxprEqn, var: Var, forward_reads: dict[Var, list[int]]
@@ -200,8 +250,6 @@ class _Finder:
         if not self.may_drop.issuperset(names) or not self.size(var):
             return None
         start = self.timeline.instant_of.get(eqn.outvars[0], 0)
-        reads = body.reads.get(var, [])
-        buffers = tuple(body.stacks.get(var, ())) if body.span else (var,)
         return Value(
             var=var,
             name=body.named(position),
@@ -209,14 +257,13 @@ class _Finder:
             group=names,
             sources=sources,
             bytes=self.size(var),
-            seconds=sum(self.seconds(body.named(p), body.eqns[p]) for p in members),
+            seconds=sum(self.seconds(body.named(p), body.eqns[p], body.borders) for p in members),
             trips=body.trips,
-            start=start,
+            start=body.span[0] if body.span else start,
             last_forward=max(forward_reads.get(var, [start])),
             body=body.name,
-            first=min(reads, default=-1),
-            last=max(reads, default=-1),
-            buffers=buffers,
+            stacking=2 * self.size(var) / self.bandwidth if body.span else 0.0,
+            buffers=() if body.span else (var,),
         )
 
     def _group(self, position: int) -> tuple[set[int], tuple[int, ...]]:
@@ -226,13 +273,14 @@ class _Finder:
         waiting = list(body.eqns[position].invars)
         while waiting:
             atom = waiting.pop()
-            if not isinstance(atom, Var) or atom not in body.makers:
+            if not isinstance(atom, Var):
                 continue
             if atom in self.numbers:
                 sources[self.numbers[atom]] = None
+            if atom in self.numbers or atom not in body.makers:
                 continue
             maker = body.makers[atom]
-            fused = maker in body.eqns and atom not in self.borders.writes
+            fused = maker in body.eqns and atom not in body.borders.writes
             if fused and maker not in members:
                 members.add(maker)
                 waiting.extend(body.eqns[maker].invars)
@@ -245,11 +293,14 @@ def dropped_names(
     """The equations to recompute if these values are.
 
     They are those of the values' kernels; what is fused from their results; and what all these read
-    that does not lie in memory: a barrier would put it there.
+    that does not lie in memory: a barrier would put it there. Of a loop, all that is not kept.
     """
     chosen = {name for number in recomputed for name in values[number].group}
     kept = {v.var for v in values} - {values[number].var for number in recomputed}
     for body in bodies:
+        if body.span is not None:
+            chosen |= _all_but(body, kept)
+            continue
         lost: set[Var] = set()
         for position, eqn in body.eqns.items():
             name = body.named(position)
@@ -264,6 +315,15 @@ def dropped_names(
                 )
                 chosen.update(body.named(p) for p in makers if p is not None and p in body.eqns)
     return tuple(sorted(chosen, key=_place))
+
+
+def _all_but(body: Body, kept: AbstractSet[Var]) -> set[str]:
+    """All of a loop's body that is not kept: what it does not stack is fused as it likes."""
+    return {
+        body.named(position)
+        for position, eqn in body.eqns.items()
+        if is_repeatable(eqn) and kept.isdisjoint(eqn.outvars)
+    }
 
 
 def _place(name: str) -> tuple[int, ...]:

@@ -18,3 +18,4 @@ from autopar.passes.remat.loops import partners as partners
 from autopar.passes.remat.program import droppable as droppable
 from autopar.passes.remat.program import rematerialise as rematerialise
 from autopar.passes.remat.sides import is_backward as is_backward
+from autopar.passes.remat.sides import is_repeatable as is_repeatable

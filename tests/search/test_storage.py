@@ -106,6 +106,17 @@ def step(params: Any, x: jax.Array) -> tuple[Any, jax.Array]:
     return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
 
 
+def scan_step(params: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+    """The same as a loop."""
+
+    def loss(p: Any) -> jax.Array:
+        body = lambda y, w: (y + jnp.sin(jnp.tanh(y @ w)) @ w.T, None)  # noqa: E731
+        return jnp.mean(jax.lax.scan(body, x, p)[0] ** 2)
+
+    value, grads = jax.value_and_grad(loss)(params)
+    return params - 0.1 * grads, value
+
+
 def arguments() -> tuple[Any, jax.Array]:
     keys = jax.random.split(jax.random.key(0), LAYERS)
     return [jax.random.normal(k, (16, 64)) / 8 for k in keys], jnp.ones((256, 16))
@@ -155,5 +166,21 @@ def test_eight_devices_agree_with_one(backend: str) -> None:
     wanted = jax.jit(step)(*arguments())
     args = arguments()
     got = autopar.apply(step, found, backend=backend)(*args)
+    for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loop_stacks_less() -> None:
+    args = (jnp.stack(arguments()[0]), arguments()[1])
+    target = autopar.cost_model.parse_cluster("cpu:8")
+    options: dict[str, Any] = {"cluster": target, "mesh": {"data": 8}}
+    options["pins"] = {"params": jax.P(), "x": jax.P("data")}
+    free = autopar.plan(scan_step, *args, memory=2**40, **options)
+    budget = int(free.predicted.peak_bytes * 0.7)
+    found = autopar.plan(scan_step, *args, memory=budget, **options)
+    assert found.recompute
+    assert found.predicted.peak_bytes <= budget
+    wanted = jax.jit(scan_step)(*args)
+    got = autopar.apply(scan_step, found, backend="shard_map")(*args)
     for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
