@@ -5,9 +5,9 @@
 Every row is one program, compiled ahead of time for one TPU v5e with libtpu (no TPU is needed): its
 peak memory, and the compiler's own estimate of its cycles. Written by hand: as it is; ``nn.remat``
 of every block, where the model has blocks; and JAX's policies over the whole model. Planned: for
-budgets in percent of the peak of the program as it is. A plan whose program is compiled to more
-than its budget is made again for as much less. Rows in the file are not done again; it may be
-stopped at any time. A compilation takes minutes.
+budgets in percent of the peak of the program as it is (of the chip's memory, if it does not fit).
+A plan whose program is compiled to more than its budget is made again for as much less. Rows in the
+file are not done again; it may be stopped at any time. A compilation takes minutes.
 """
 
 from __future__ import annotations
@@ -141,14 +141,21 @@ def compiled(step: Step, budget: int, remat: str) -> Row:
 
 
 def by_hand(case: Case, variant: str) -> Row | None:
-    """The row of a hand-written variant; ``None`` if the model does not offer it."""
+    """The row of a hand-written variant; ``None`` if the model does not offer it, or the compiler
+    refuses it.
+    """
     overrides = dict(case.overrides)
     if variant == "remat blocks":
         if "remat" not in {f.name for f in dataclasses.fields(preset(case.model).config)}:
             return None
         overrides["remat"] = True
     step = traced(preset(case.model, **overrides), POLICIES[variant])
-    return dataclasses.replace(compiled(step, AMPLE, "none"), case=case.name, variant=variant)
+    try:
+        row = compiled(step, AMPLE, "none")
+    except jax.errors.JaxRuntimeError as error:  # more than the chip has
+        Console(stderr=True).print(f"{case.name}, {variant}: {str(error)[:200]}")
+        return None
+    return dataclasses.replace(row, case=case.name, variant=variant)
 
 
 def planned(case: Case, budget: int, variant: str) -> Row:
@@ -173,7 +180,9 @@ def rows(case: Case, shares: list[int], known: dict[tuple[str, str], Row]) -> It
             if row is not None:
                 known[case.name, variant] = row
                 yield row
-    whole = known[case.name, "as it is"].peak_bytes
+    whole = CHIP.chip.usable_bytes
+    if (case.name, "as it is") in known:
+        whole = known[case.name, "as it is"].peak_bytes
     for share in shares:
         variant = f"planned, {share} %"
         if (case.name, variant) in known:

@@ -34,7 +34,8 @@ from autopar.search import planner
 from autopar.search.options import Options
 from autopar.search.plan_prices import PlanPrices
 from autopar.search.storage_choice import Choice, Profile, choose, lightest
-from autopar.search.storage_values import Body, Value, dropped_names, storage_values
+from autopar.search.storage_names import dropped_names
+from autopar.search.storage_values import Body, Value, storage_values
 
 UNLIMITED = 2**62
 """Bytes; more than any device has."""
