@@ -65,21 +65,20 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     budget = options.memory_bytes or cluster.chip.usable_bytes
     if free.predicted.peak_bytes <= budget:
         return dataclasses.replace(free, options=options.as_text())
-    options.progress(
-        f"needs {format_bytes(free.predicted.peak_bytes)} of {format_bytes(budget)}: "
-        "choosing what to recompute"
-    )
-    model = StorageModel.of(step, cluster, free)
-    plans = list(_rematerialised(step, cluster, model, free, budget, options))
     least = free.predicted.peak_bytes
-    near = any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans)
-    if free.mesh.device_count > 1 and not near:
+    plans: list[Plan] = []
+    options.progress(f"needs {format_bytes(least)} of {format_bytes(budget)}: sharding more")
+    if free.mesh.device_count > 1:
         try:
             plans.append(planner.search(step, cluster, options))
         except InfeasibleError as error:
             least = min(least, error.least_bytes or least)
-    if not plans:
-        raise _infeasible(step, cluster, model, free, least, budget)
+    if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):
+        options.progress("choosing what to recompute")
+        model = StorageModel.of(step, cluster, free)
+        plans += _rematerialised(step, cluster, model, free, budget, options)
+        if not plans:
+            raise _infeasible(step, cluster, model, free, least, budget)
     best = min(plans, key=lambda plan: plan.solver.objective_s)
     return _judged(best, free, options)
 
