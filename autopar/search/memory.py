@@ -156,13 +156,7 @@ class MeshMemory:
 
     def heaviest(self, states: Sequence[State]) -> str:
         """The largest values at the peak, by name and size."""
-        bytes_of, instant = self._bytes_of(states), self.peak(states)[0]
-        sizes: dict[str, int] = defaultdict(int)
-        for buffer in self.timeline.live_at(instant):
-            made = self.paths.get(buffer.var) or source_name(self.timeline.kernels[buffer.start])
-            sizes[made] += int(buffer.scale * bytes_of[buffer.var])
-        largest = sorted(sizes.items(), key=lambda one: (-one[1], one[0]))[:SHOWN]
-        return ", ".join(f"{name} ({format_bytes(size)})" for name, size in largest)
+        return heaviest(self.timeline, self._bytes_of(states), self.peak(states)[0], self.paths)
 
     def limit(self, instant: int, budget: int) -> Limit:
         """``live bytes at instant <= budget`` as a linear constraint over the variables."""
@@ -336,6 +330,18 @@ def _streamed(graph: Graph, timeline: Timeline) -> Mapping[int, tuple[int, tuple
         if edge.src in found and hands_on:
             found.setdefault(edge.dst, found[edge.src])
     return found
+
+
+def heaviest(
+    timeline: Timeline, bytes_of: Mapping[Var, int], instant: int, paths: Mapping[Var, str]
+) -> str:
+    """The largest values at an instant, by name and size; ``paths`` are the names of inputs."""
+    sizes: dict[str, int] = defaultdict(int)
+    for buffer in timeline.live_at(instant):
+        made = paths.get(buffer.var) or source_name(timeline.kernels[buffer.start])
+        sizes[made] += int(buffer.scale * bytes_of[buffer.var])
+    largest = sorted(sizes.items(), key=lambda one: (-one[1], one[0]))[:SHOWN]
+    return ", ".join(f"{name} ({format_bytes(size)})" for name, size in largest)
 
 
 def _resting(problem: Problem, node: int, states: Sequence[State], port: int) -> Layout:

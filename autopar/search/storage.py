@@ -1,12 +1,14 @@
 """Sharding, then storage, then sharding again: plans whose backward pass recomputes values.
 
 1. The sharding is searched without a limit. If the plan fits the memory, it is the answer.
-2. Under its layouts, what to keep and what to recompute is chosen (``storage_choice``).
-3. The step is rewritten so (``remat``), and the sharding of that program is searched under the
+2. It is searched under the limit. If the plan is hardly slower, it is the answer.
+3. Under the layouts of the first, what to keep and what to recompute is chosen
+   (``storage_choice``).
+4. The step is rewritten so (``remat``), and the sharding of that program is searched under the
    limit, by the ordinary machinery: all that is accepted is priced and simulated as any plan is.
    While it does not fit, less is kept.
 
-The fastest plan that fits, of these and of those that shard more instead, is the answer.
+The faster of what fits, of 2 and 4, is the answer.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ from autopar.cost_model import (
     fusion_borders,
     liveness,
 )
-from autopar.passes.trace import Step, source_name
+from autopar.passes.trace import Step
 from autopar.search import planner
+from autopar.search.memory import heaviest
 from autopar.search.options import Options
 from autopar.search.plan_prices import PlanPrices
 from autopar.search.storage_choice import Choice, Profile, choose, lightest
@@ -41,10 +44,7 @@ UNLIMITED = 2**62
 """Bytes; more than any device has."""
 
 NEAR = 1.01
-"""A rematerialised plan is kept at once if it is this near to the best without a limit."""
-
-NAMED = 4
-"""Values named that fill the memory."""
+"""Nothing is recomputed if a plan that fits is this near to the best without a limit."""
 
 ATTEMPTS = 6
 """Choices tried, each for less memory by what the last was over; then the lightest."""
@@ -201,12 +201,7 @@ def _heaviest(step: Step, cluster: Cluster, plan: Plan) -> str:
     sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
     instant, _ = timeline.peak(sizes, vmem_bytes=cluster.chip.vmem_bytes)
     paths = dict(zip(step.jaxpr.jaxpr.invars, step.in_paths, strict=True))
-    totals: dict[str, float] = defaultdict(float)
-    for buffer in timeline.live_at(instant):
-        name = paths.get(buffer.var) or source_name(timeline.kernels[buffer.start])
-        totals[name] += buffer.scale * sizes[buffer.var]
-    top = sorted(totals.items(), key=lambda item: (-item[1], item[0]))[:NAMED]
-    return ", ".join(f"{name} ({format_bytes(size)})" for name, size in top)
+    return heaviest(timeline, sizes, instant, paths)
 
 
 def _timeline(step: Step, cluster: Cluster, plan: Plan) -> tuple[FusionBorders, Timeline]:

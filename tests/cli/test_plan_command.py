@@ -187,7 +187,7 @@ def test_compare_shows_what_is_infeasible():
 
 def test_compare_with_nothing_feasible():
     result = run("compare", *WORKLOAD, "--memory", "1KiB", code=1)
-    assert result.stdout.count("infeasible") == 6
+    assert result.stdout.count("infeasible") == 7
     assert "autopar: no plan fits 1.00 KiB" in result.stderr
 
 

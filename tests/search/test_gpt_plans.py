@@ -118,7 +118,7 @@ def test_small_batch_is_megatron(narrow: Reading) -> None:
 
 def test_small_batch_splits_attention_by_heads(narrow: Reading) -> None:
     """Scores [B, H, S, S] and their product with the values."""
-    scores, mixed = r"bqh\.\.\.d,bkhd->bh\.\.\.qk", r"bh\.\.\.qk,bkhd->bqh\.\.\.d"
+    scores, mixed = r"core/bqh\.\.\.d,bkhd->bh\.\.\.qk", r"core/bh\.\.\.qk,bkhd->bqh\.\.\.d"
     assert narrow.written(rf"GPT/block_\d/attn/{scores}/dot_general") == {"S(2) S(2) -> S(1)"}
     assert narrow.written(rf"GPT/block_\d/attn/{mixed}/dot_general") == {"S(2) S(1) -> S(1)"}
 
