@@ -62,10 +62,10 @@ class Held:
 class Streamed:
     """An operand of a matrix product that fusion would compute on the way into it.
 
-    Where the product is scattered at once, XLA:TPU runs it piece by piece in a loop that hides the
-    scatter, and what a loop reads must lie in memory: from instant ``start``, at which the operand
-    is first computed, to ``end``, at which the product is. (A short ring is no loop; then only what
-    the forward pass has computed already is kept.)
+    Where the product is a gradient that is scattered at once, XLA:TPU runs it piece by piece in a
+    loop that hides the scatter, and what a loop reads must lie in memory: from instant ``start``,
+    at which the operand is first computed, to ``end``, at which the product is. (A short ring is no
+    loop; then only what the forward pass has computed already is kept.)
     """
 
     slot: int
@@ -265,7 +265,7 @@ class MeshMemory:
             for axis, old, new in zip(self.problem.mesh.axes, left, right, strict=True)
         )
         product, operands = self.streamed.get(edge.src, (0, ()))
-        for one in operands if ring > 1 else ():
+        for one in operands if ring > 1 and edge.coalesced else ():
             if one.end - one.start > SHORT_KERNELS or ring > UNROLLED_RING:
                 layout = states[product].operands[one.slot]
                 yield one, self._local_bytes(one.var, layout)

@@ -24,11 +24,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as
 from jax.sharding import Mesh, NamedSharding
 
 from autopar.core.compat import manual_axes
-from autopar.core.layout import Layout, Split, is_partial, local_shape, to_spec
+from autopar.core.layout import Layout, Split, is_partial, to_spec
 from autopar.core.plan import Plan
 from autopar.passes.lowering.context import context_of, unplaced
 from autopar.passes.lowering.fences import fenced, guarded
-from autopar.passes.lowering.gradients import in_order, transposed_products
 from autopar.passes.lowering.one_hot import is_one_hot, one_hot
 from autopar.passes.rules import Region, rebuild, regions
 from autopar.passes.trace import Step
@@ -45,11 +44,8 @@ def lower(step: Step, plan: Plan, mesh: Mesh) -> Callable[..., list[Any]]:
     jaxpr, consts = step.jaxpr.jaxpr, step.jaxpr.consts
     layouts = {var: value.layout for var, value in zip(jaxpr.invars, plan.inputs, strict=True)}
 
-    products = transposed_products(jaxpr)
-
     def run(*flat: Any) -> list[Any]:
-        interpreter = _Interpreter(plan, mesh, dict(layouts), products)
-        return interpreter.run(jaxpr, [*consts, *flat], "")
+        return _Interpreter(plan, mesh, dict(layouts)).run(jaxpr, [*consts, *flat], "")
 
     return run
 
@@ -61,7 +57,6 @@ class _Interpreter:
     plan: Plan
     mesh: Mesh
     layouts: dict[Var, Layout]
-    products: frozenset[Var]
 
     def run(self, jaxpr: Jaxpr, args: Sequence[Any], prefix: str) -> list[Any]:
         env: dict[Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), args, strict=True))
@@ -103,11 +98,7 @@ class _Interpreter:
             self.layouts[var] = hub or layout
             if hub is not None or anchor:
                 results[port] = self._constrain(results[port], self.layouts[var])
-        parts = [
-            local_shape(np.shape(result), self.layouts[var], self.plan.mesh)
-            for var, result in zip(eqn.outvars, results, strict=True)
-        ]
-        return in_order(eqn, self.products, results, parts)
+        return results
 
     def _shard_map(self, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
         """The user's own, on this mesh, which has the axes of theirs."""

@@ -2,7 +2,8 @@
 
 Differentiation makes the gradient of ``W`` in ``x @ W`` as a transposed product. XLA may leave it
 in the product's order, and then copies ``W`` and its moments into that order, long before they are
-needed, and the new ones back (measured, v5e: an eighth of the peak of a small GPT).
+needed, and the new ones back (measured, v5e: an eighth of the peak of a small GPT). This is for
+local parts: the partitioner of ``backend="jit"`` would gather what has its order fixed.
 """
 
 from __future__ import annotations
