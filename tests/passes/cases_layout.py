@@ -58,8 +58,12 @@ def _reshapes() -> Iterator[Case]:
 
 
 def _custom(function: Callable[..., Any], rule: str, **special: Any) -> Callable[..., Any]:
+    def partition(mesh: Any, args: Any, result: Any) -> Any:
+        asked = jax.tree.map(lambda one: one.sharding, (args, result))
+        return mesh, function, asked[1], asked[0]
+
     custom = custom_partitioning(function)
-    custom.def_partition(lambda *asked: asked, sharding_rule=rule, **special)
+    custom.def_partition(partition, sharding_rule=rule, **special)
     return custom
 
 
