@@ -22,6 +22,7 @@ from autopar.cost_model.fusion import fusion_borders
 from autopar.cost_model.memory import SHORT_KERNELS, Timeline, liveness
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.passes.trace import Step, source_name
+from autopar.search.copies import UNROLLED_RING, Held, Streamed, held_hubs, streamed_operands
 from autopar.search.domains import State, shifted
 from autopar.search.graph import Edge, Graph
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network
@@ -31,47 +32,12 @@ Extra = tuple[int, int, float]
 """First instant, last instant, bytes."""
 
 
-UNROLLED_RING = 4
-"""A ring of so many is one trip of such a loop, two steps each way, and no loop (measured, v5e)."""
-
 PEAKS = 3
 """Instants limited in one round: fewer mean more rounds, more mean slower ones."""
 
 
 SHOWN = 3
 """Values named where a plan does not fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A hub whose value fusion would not keep, but a re-layout writes.
-
-    It is live from instant ``start`` to ``end``. ``is_weight``: computed from inputs alone by light
-    work, a cast weight above all. That is taken to be held always (a small overestimate where its
-    layout is its maker's), so that a linear limit sees it.
-    """
-
-    node: int
-    var: Var
-    start: int
-    end: int
-    is_weight: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """An operand of a matrix product that fusion would compute on the way into it.
-
-    Where the product is a gradient that is scattered at once, XLA:TPU runs it piece by piece in a
-    loop that hides the scatter, and what a loop reads must lie in memory: from instant ``start``,
-    at which the operand is first computed, to ``end``, at which the product is. (A short ring is no
-    loop; then only what the forward pass has computed already is kept.)
-    """
-
-    slot: int
-    var: Var
-    start: int
-    end: int
 
 
 class MemoryModel:
@@ -94,8 +60,8 @@ class MemoryModel:
         )
         self.vmem_bytes = chip.vmem_bytes
         self.paths = dict(zip(step.jaxpr.jaxpr.invars, step.in_paths, strict=True))
-        self.held = _held(graph, self.timeline)
-        self.streamed = _streamed(graph, self.timeline)
+        self.held = held_hubs(graph, self.timeline)
+        self.streamed = streamed_operands(graph, self.timeline)
 
     def on(self, problem: Problem) -> MeshMemory:
         """The memory model of one mesh's problem."""
@@ -302,36 +268,6 @@ class MeshMemory:
         return math.prod(local) * itemsize(var.aval)
 
 
-_ONWARD = frozenset(("transpose", "convert_element_type", "reshape", "copy"))
-"""What may stand between a product and the scatter of it."""
-
-
-def _streamed(graph: Graph, timeline: Timeline) -> Mapping[int, tuple[int, tuple[Streamed, ...]]]:
-    """For each node that hands on a matrix product: its node, and operands not in memory."""
-    buffers = {buffer.var for buffer in timeline.buffers}
-    found: dict[int, tuple[int, tuple[Streamed, ...]]] = {}
-    for node in graph.nodes:
-        eqn = node.eqn
-        if eqn is None or eqn.primitive.name != "dot_general":
-            continue
-        end = timeline.instant_of.get(eqn.outvars[0])
-        fused = [
-            Streamed(slot, atom, timeline.instant_of[root], end)
-            for slot, atom in enumerate(eqn.invars)
-            if isinstance(atom, Var) and end is not None
-            if (root := timeline.root(atom)) not in buffers and root in timeline.instant_of
-            if timeline.instant_of[root] <= end and not graph.heads[graph.sources[root].node]
-        ]
-        if fused:
-            found[node.index] = (node.index, tuple(fused))
-    for edge in sorted(graph.edges, key=lambda edge: edge.src):
-        eqn = graph.nodes[edge.dst].eqn
-        hands_on = eqn is not None and eqn.primitive.name in _ONWARD
-        if edge.src in found and hands_on:
-            found.setdefault(edge.dst, found[edge.src])
-    return found
-
-
 def heaviest(
     timeline: Timeline, bytes_of: Mapping[Var, int], instant: int, paths: Mapping[Var, str]
 ) -> str:
@@ -348,23 +284,3 @@ def _resting(problem: Problem, node: int, states: Sequence[State], port: int) ->
     if problem.graph.nodes[node].kind == "input":
         return states[node].operands[0]
     return states[node].results[port]
-
-
-def _held(graph: Graph, timeline: Timeline) -> tuple[Held, ...]:
-    """The hubs of op results that are no buffers of the timeline, and when they are read."""
-    buffers = {buffer.var for buffer in timeline.buffers}
-    readers: dict[int, list[int]] = defaultdict(list)
-    for edge in graph.edges:
-        eqn = graph.nodes[edge.dst].eqn
-        if eqn is not None and eqn.outvars and eqn.outvars[0] in timeline.instant_of:
-            readers[edge.src].append(timeline.instant_of[eqn.outvars[0]])
-    found: list[Held] = []
-    for node in graph.nodes:
-        instants = readers[node.index]
-        if node.kind != "hub" or node.var is None or node.var in buffers or not instants:
-            continue
-        if timeline.root(node.var) in buffers:
-            continue
-        weight = graph.heads[node.index]
-        found.append(Held(node.index, node.var, min(instants), max(instants), weight))
-    return tuple(found)

@@ -1,0 +1,99 @@
+"""Values that lie in memory only because a layout changes: what a re-layout writes or must find."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jax.extend.core import Var
+
+from autopar.cost_model.memory import Timeline
+from autopar.search.graph import Graph
+
+UNROLLED_RING = 4
+"""A ring of so many is one trip of such a loop, two steps each way, and no loop (measured, v5e)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A hub whose value fusion would not keep, but a re-layout writes.
+
+    It is live from instant ``start`` to ``end``. ``is_weight``: computed from inputs alone by light
+    work, a cast weight above all. That is taken to be held always (a small overestimate where its
+    layout is its maker's), so that a linear limit sees it.
+    """
+
+    node: int
+    var: Var
+    start: int
+    end: int
+    is_weight: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An operand of a matrix product that fusion would compute on the way into it.
+
+    Where the product is a gradient that is scattered at once, XLA:TPU runs it piece by piece in a
+    loop that hides the scatter, and what a loop reads must lie in memory: from instant ``start``,
+    at which the operand is first computed, to ``end``, at which the product is. (A short ring is no
+    loop; then only what the forward pass has computed already is kept.)
+    """
+
+    slot: int
+    var: Var
+    start: int
+    end: int
+
+
+def held_hubs(graph: Graph, timeline: Timeline) -> tuple[Held, ...]:
+    """The hubs of op results that are no buffers of the timeline, and when they are read."""
+    buffers = {buffer.var for buffer in timeline.buffers}
+    readers: dict[int, list[int]] = defaultdict(list)
+    for edge in graph.edges:
+        eqn = graph.nodes[edge.dst].eqn
+        if eqn is not None and eqn.outvars and eqn.outvars[0] in timeline.instant_of:
+            readers[edge.src].append(timeline.instant_of[eqn.outvars[0]])
+    found: list[Held] = []
+    for node in graph.nodes:
+        instants = readers[node.index]
+        if node.kind != "hub" or node.var is None or node.var in buffers or not instants:
+            continue
+        if timeline.root(node.var) in buffers:
+            continue
+        weight = graph.heads[node.index]
+        found.append(Held(node.index, node.var, min(instants), max(instants), weight))
+    return tuple(found)
+
+
+_ONWARD = frozenset(("transpose", "convert_element_type", "reshape", "copy"))
+"""What may stand between a product and the scatter of it."""
+
+
+def streamed_operands(
+    graph: Graph, timeline: Timeline
+) -> Mapping[int, tuple[int, tuple[Streamed, ...]]]:
+    """For each node that hands on a matrix product: its node, and operands not in memory."""
+    buffers = {buffer.var for buffer in timeline.buffers}
+    found: dict[int, tuple[int, tuple[Streamed, ...]]] = {}
+    for node in graph.nodes:
+        eqn = node.eqn
+        if eqn is None or eqn.primitive.name != "dot_general":
+            continue
+        end = timeline.instant_of.get(eqn.outvars[0])
+        fused = [
+            Streamed(slot, atom, timeline.instant_of[root], end)
+            for slot, atom in enumerate(eqn.invars)
+            if isinstance(atom, Var) and end is not None
+            if (root := timeline.root(atom)) not in buffers and root in timeline.instant_of
+            if timeline.instant_of[root] <= end and not graph.heads[graph.sources[root].node]
+        ]
+        if fused:
+            found[node.index] = (node.index, tuple(fused))
+    for edge in sorted(graph.edges, key=lambda edge: edge.src):
+        eqn = graph.nodes[edge.dst].eqn
+        hands_on = eqn is not None and eqn.primitive.name in _ONWARD
+        if edge.src in found and hands_on:
+            found.setdefault(edge.dst, found[edge.src])
+    return found
