@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from published_rows import Case, Unpriced
 
-from autopar.core.layout import B, Layout, Split, divides
+from autopar.core.layout import B, Layout, Split, divides, shifted
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Resharder
 from autopar.cost_model.compute import Load
@@ -25,7 +25,7 @@ from autopar.models.workload import Workload, make_workload
 from autopar.passes.trace import Step, trace
 from autopar.search.assemble import Restriction, assemble
 from autopar.search.baselines import placement
-from autopar.search.domains import State, shifted
+from autopar.search.domains import State
 from autopar.search.graph import Graph, Node, build_graph
 from autopar.search.memory import MemoryModel
 from autopar.search.operations import operations

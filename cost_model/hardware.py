@@ -68,6 +68,11 @@ class Chip:
         """Device memory that a plan may fill: less what code and fragmentation take."""
         return int(self.hbm_bytes * (1 - HELD_BACK))
 
+    @property
+    def bf16_dots(self) -> bool:
+        """Whether f32 products run at the rate of bf16 ones: their operands are stored as bf16."""
+        return self.f32_flops == self.bf16_flops
+
     def peak(self, dtype_class: DtypeClass) -> float:
         """Peak FLOP/s of the matrix units for operands of this class."""
         return getattr(self, f"{dtype_class}_flops")

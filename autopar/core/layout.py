@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -69,6 +69,20 @@ def local_shape(shape: Sequence[int], layout: Layout, mesh: MeshSpec) -> tuple[i
         if isinstance(placement, Split):
             local[placement.dim] //= axis.size
     return tuple(local)
+
+
+def local_shapes(
+    shapes: Iterable[Sequence[int]], layouts: Iterable[Layout], mesh: MeshSpec
+) -> tuple[tuple[int, ...], ...]:
+    """``local_shape`` of several values."""
+    return tuple(local_shape(s, layout, mesh) for s, layout in zip(shapes, layouts, strict=True))
+
+
+def shifted(layout: Layout, by: int) -> Layout:
+    """``layout`` of a value with ``by`` more leading dimensions."""
+    if not by:
+        return layout
+    return tuple(Split(p.dim + by) if isinstance(p, Split) else p for p in layout)
 
 
 def divides(shape: Sequence[int], layout: Layout, mesh: MeshSpec) -> bool:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autopar.core.layout import Layout, local_shape, replicated
+from autopar.core.layout import Layout, local_shapes, replicated, shifted
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster, FusionBorders, Resharder, equation_seconds, work
 from autopar.cost_model.attention import NO_ATTENTION, AttentionKernels
 from autopar.cost_model.work import itemsize, shape_of
-from autopar.search.domains import Domain, Domains, State, partial_ops, shifted
+from autopar.search.domains import Domain, Domains, State, partial_ops
 from autopar.search.graph import Edge, Graph, Node
 from autopar.search.network import FORBIDDEN, IntArray, Network, add_pair, to_ticks
 from autopar.search.operations import Operation, without_rule
@@ -146,8 +146,8 @@ class _Assembler:
         seconds = [
             equation_seconds(
                 total,
-                _locals(ins, state.operands, self.mesh),
-                _locals(outs, state.results, self.mesh),
+                local_shapes(ins, state.operands, self.mesh),
+                local_shapes(outs, state.results, self.mesh),
                 self.cluster.chip,
                 reads,
                 writes,
@@ -270,9 +270,3 @@ def _feeders(graph: Graph) -> dict[int, list[tuple[int, int]]]:
     for edge in graph.edges:
         found[edge.dst].append((edge.src, edge.port))
     return found
-
-
-def _locals(
-    shapes: list[tuple[int, ...]], layouts: tuple[Layout, ...], mesh: MeshSpec
-) -> tuple[tuple[int, ...], ...]:
-    return tuple(local_shape(s, layout, mesh) for s, layout in zip(shapes, layouts, strict=True))

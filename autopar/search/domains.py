@@ -149,13 +149,6 @@ def parts(state: State, mesh: MeshSpec) -> int:
     )
 
 
-def shifted(layout: Layout, by: int) -> Layout:
-    """``layout`` of a value with ``by`` more leading dimensions."""
-    if not by:
-        return layout
-    return tuple(Split(p.dim + by) if isinstance(p, Split) else p for p in layout)
-
-
 def partial_ops(states: Iterable[State], port: int) -> frozenset[str]:
     """The reductions by which result ``port`` is partial in some state."""
     return frozenset(p.op for s in states for p in s.results[port] if isinstance(p, Partial))

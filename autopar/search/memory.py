@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jax.extend.core import Var
 
-from autopar.core.layout import Layout, Partial, Split, local_shape
+from autopar.core.layout import Layout, Partial, Split, local_shape, shifted
 from autopar.cost_model import Chip, format_bytes
 from autopar.cost_model.attention import NO_ATTENTION, attention_kernels
 from autopar.cost_model.fusion import fusion_borders
@@ -23,7 +23,7 @@ from autopar.cost_model.memory import SHORT_KERNELS, Timeline, liveness
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.passes.trace import Step, source_name
 from autopar.search.copies import UNROLLED_RING, Held, Streamed, held_hubs, streamed_operands
-from autopar.search.domains import State, shifted
+from autopar.search.domains import State
 from autopar.search.graph import Edge, Graph
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network
 from autopar.search.problem import Problem
@@ -55,8 +55,7 @@ class MemoryModel:
             step.donated,
             step.ties,
             borders=self.fusion,
-            # Where f32 products run at the rate of bf16 ones, their operands are stored as bf16.
-            bf16_dots=chip.f32_flops == chip.bf16_flops,
+            bf16_dots=chip.bf16_dots,
         )
         self.vmem_bytes = chip.vmem_bytes
         self.paths = dict(zip(step.jaxpr.jaxpr.invars, step.in_paths, strict=True))

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from autopar.core.layout import Layout, Split, local_shape, replicated
+from autopar.core.layout import Layout, local_shape, local_shapes, replicated
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, FusionBorders, Resharder, equation_seconds, work
 from autopar.cost_model.work import itemsize, shape_of
-from autopar.passes.rules import Region, regions
+from autopar.passes.rules import regions
+from autopar.passes.rules.borders import Border
 from autopar.passes.trace import Step
 
 
@@ -55,8 +56,8 @@ class PlanPrices:
         strategy = self.plan.strategies[name]
         total = equation_seconds(
             work(eqn),
-            self._locals(eqn.invars, strategy.operands),
-            self._locals(eqn.outvars, strategy.results),
+            self._parts(eqn.invars, strategy.operands),
+            self._parts(eqn.outvars, strategy.results),
             self.chip,
             *borders.of(eqn),
         )
@@ -68,13 +69,10 @@ class PlanPrices:
             total += self._moved(var, left, hub) if hub != left else 0.0
         return total
 
-    def _locals(
+    def _parts(
         self, atoms: Sequence[Var | Literal], layouts: Sequence[Layout]
     ) -> tuple[tuple[int, ...], ...]:
-        return tuple(
-            local_shape(shape_of(atom.aval), layout, self.plan.mesh)
-            for atom, layout in zip(atoms, layouts, strict=True)
-        )
+        return local_shapes([shape_of(atom.aval) for atom in atoms], layouts, self.plan.mesh)
 
     def _moved(self, var: Var, left: Layout, right: Layout) -> float:
         path = self.resharder.path(shape_of(var.aval), itemsize(var.aval), left, right)
@@ -89,24 +87,10 @@ class PlanPrices:
                     own = self.plan.strategies[name].results[port]
                     self.layouts[var] = self.plan.hubs.get(f"{name}.{port}", own)
             else:
+                border = Border(self.plan, name)
                 for region in nested:
-                    self._enter(name, region)
-
-    def _enter(self, name: str, region: Region) -> None:
-        hubs = self.plan.hubs
-        for slot, link in enumerate(region.inputs):
-            if isinstance(link.inner, Var):
-                self.layouts[link.inner] = hubs[f"{name}/{region.name}.in{slot}"]
-        self._walk(region.body, f"{name}/{region.name}/")
-        carried = [into for into, _ in region.carries]
-        for slot, link in enumerate(region.outputs):
-            if isinstance(link.outer, Var):
-                inner = (
-                    self.layouts[carried[slot]]
-                    if slot < len(carried)
-                    else hubs[f"{name}.out{slot}"]
-                )
-                by = int(link.stacked)
-                self.layouts[link.outer] = tuple(
-                    Split(p.dim + by) if isinstance(p, Split) else p for p in inner
-                )
+                    self.layouts.update(
+                        zip(region.body.invars, border.entries(region), strict=True)
+                    )
+                    self._walk(region.body, f"{name}/{region.name}/")
+                self.layouts.update(zip(eqn.outvars, border.results(nested), strict=True))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autopar.core.layout import Layout
+from autopar.core.layout import Layout, shifted
 from autopar.core.mesh import MeshSpec
-from autopar.search.domains import Domain, State, shifted
+from autopar.search.domains import Domain, State
 from autopar.search.graph import Edge, Graph
 from autopar.search.network import IntArray, Network
 from autopar.search.quotient import number, numbered

@@ -76,9 +76,10 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):
         options.progress("choosing what to recompute")
         model = StorageModel.of(step, cluster, free)
-        plans += _rematerialised(step, cluster, model, free, budget, options)
+        found = _rematerialised(step, cluster, model, free, budget, options)
+        plans += [] if found is None else [found]
         if not plans:
-            raise _infeasible(step, cluster, model, free, least, budget)
+            raise _infeasible(step, cluster, model, free, least, budget, options)
     best = min(plans, key=lambda plan: plan.solver.objective_s)
     return _judged(best, free, options)
 
@@ -86,9 +87,10 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
 def _judged(plan: Plan, free: Plan, options: Options) -> Plan:
     """What is proven of the plan: none is faster than the best without a limit."""
     bound = min(free.solver.bound_s, plan.solver.objective_s)
-    status = plan.solver.status if not plan.recompute else "feasible"
-    bound = max(bound, plan.solver.bound_s) if not plan.recompute else bound
-    solver = dataclasses.replace(plan.solver, status=status, bound_s=bound)
+    if plan.recompute:
+        solver = dataclasses.replace(plan.solver, status="feasible", bound_s=bound)
+    else:
+        solver = dataclasses.replace(plan.solver, bound_s=max(bound, plan.solver.bound_s))
     return dataclasses.replace(plan, solver=solver, options=options.as_text())
 
 
@@ -99,8 +101,8 @@ def _rematerialised(
     free: Plan,
     budget: int,
     options: Options,
-) -> Iterator[Plan]:
-    """Plans of the step that recompute something, on the mesh of ``free``, that fit.
+) -> Plan | None:
+    """A plan of the step that recomputes something, on the mesh of ``free``, if one fits.
 
     All attempts share the time limit.
     """
@@ -120,11 +122,11 @@ def _rematerialised(
         found, needed = _searched(step.rematerialised(names), cluster, given)
         if found is not None and needed <= budget:
             recomputed = tuple(_recomputations(model.values, choice))
-            yield dataclasses.replace(found, recompute=names, recomputed=recomputed)
-            return
+            return dataclasses.replace(found, recompute=names, recomputed=recomputed)
         if last or time.monotonic() > deadline:
-            return
+            break
         target = min(budget - (needed - choice.peak), choice.peak * SMALLER)
+    return None
 
 
 def _searched(step: Step, cluster: Cluster, options: Options) -> tuple[Plan | None, int]:
@@ -174,14 +176,20 @@ class StorageModel:
 
 
 def _infeasible(
-    step: Step, cluster: Cluster, model: StorageModel, free: Plan, least: int, budget: int
+    step: Step,
+    cluster: Cluster,
+    model: StorageModel,
+    free: Plan,
+    least: int,
+    budget: int,
+    options: Options,
 ) -> InfeasibleError:
     """The honest 'no': the least memory found, and what fills it."""
     choice = lightest(model.values, model.base)
     names = dropped_names(model.values, model.bodies, choice.recomputed)
-    options = Options(mesh=free.mesh, memory_bytes=UNLIMITED)
     program = step.rematerialised(names)
-    plan = planner.search(program, cluster, options)
+    given = dataclasses.replace(options, mesh=free.mesh, memory_bytes=UNLIMITED)
+    plan = planner.search(program, cluster, given)
     needed = plan.predicted.peak_bytes
     fills = f", at its peak above all for {_heaviest(program, cluster, plan)}"
     if needed > least:  # the lightest shards more, and recomputes nothing
@@ -205,14 +213,14 @@ def _heaviest(step: Step, cluster: Cluster, plan: Plan) -> str:
 
 
 def _timeline(step: Step, cluster: Cluster, plan: Plan) -> tuple[FusionBorders, Timeline]:
-    borders, chip = fusion_borders(step.jaxpr), cluster.chip
+    borders = fusion_borders(step.jaxpr)
     timeline = liveness(
         step.jaxpr,
         [value.role for value in plan.inputs],
         step.donated,
         step.ties,
         borders=borders,
-        bf16_dots=chip.f32_flops == chip.bf16_flops,
+        bf16_dots=cluster.chip.bf16_dots,
     )
     return borders, timeline
 

@@ -11,15 +11,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from autopar.core.layout import Layout, local_shape
-from autopar.core.mesh import MeshSpec
+from autopar.core.layout import Layout, local_shapes, shifted
 from autopar.cost_model import FusionBorders, Resharder, work
 from autopar.cost_model.attention import AttentionKernels
 from autopar.cost_model.compute import Load, equation_load
 from autopar.cost_model.overlap import Move, Task
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.search.assemble import Problem
-from autopar.search.domains import State, shifted
+from autopar.search.domains import State
 from autopar.search.graph import Graph, Node
 
 Order = tuple[float, int]
@@ -89,9 +88,9 @@ class _Builder:
         charges = self.attention.of(eqn, *self.fusion.of(eqn))
         ins = [shape_of(atom.aval) for atom in eqn.invars]
         outs = [shape_of(var.aval) for var in eqn.outvars]
-        local_ins = _locals(ins, state.operands, self.mesh)
+        local_ins = local_shapes(ins, state.operands, self.mesh)
         return equation_load(
-            work(eqn), local_ins, _locals(outs, state.results, self.mesh), *charges
+            work(eqn), local_ins, local_shapes(outs, state.results, self.mesh), *charges
         )
 
     def _rest_moves(self, node: Node) -> tuple[Move, ...]:
@@ -218,9 +217,3 @@ class _Loops:
         while home != place:
             home, inner = self.parent(home), home
         return node if inner is None else inner
-
-
-def _locals(
-    shapes: Sequence[tuple[int, ...]], layouts: Sequence[Layout], mesh: MeshSpec
-) -> tuple[tuple[int, ...], ...]:
-    return tuple(local_shape(s, layout, mesh) for s, layout in zip(shapes, layouts, strict=True))

@@ -24,12 +24,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as
 from jax.sharding import Mesh, NamedSharding
 
 from autopar.core.compat import manual_axes
-from autopar.core.layout import Layout, Split, is_partial, to_spec
+from autopar.core.layout import Layout, is_partial, to_spec
 from autopar.core.plan import Plan
 from autopar.passes.lowering.context import context_of, unplaced
 from autopar.passes.lowering.fences import fenced, guarded
 from autopar.passes.lowering.one_hot import is_one_hot, one_hot
 from autopar.passes.rules import Region, rebuild, regions
+from autopar.passes.rules.borders import Border
 from autopar.passes.trace import Step
 
 ANCHORS = frozenset(("dot_general", "ragged_dot", "conv_general_dilated", "gather", "scatter-add"))
@@ -135,44 +136,23 @@ class _Interpreter:
         """Traces each region again with its own constraints and puts it back into its equation."""
         bodies = [self._body(name, region) for region in nested]
         results = _bind(eqn, operands, rebuild(eqn, bodies))
-        for port, var in enumerate(eqn.outvars):
-            layout = self._result_layout(name, port, var, nested)
-            if layout is not None:
-                self.layouts[var] = layout
-                results[port] = self._constrain(results[port], layout)
-        return results
+        layouts = Border(self.plan, name).results(nested)
+        self.layouts.update(zip(eqn.outvars, layouts, strict=True))
+        return list(map(self._constrain, results, layouts))
 
     def _body(self, name: str, region: Region) -> ClosedJaxpr:
-        for slot, link in enumerate(region.inputs):
-            if isinstance(link.inner, Var):
-                self.layouts[link.inner] = self.plan.hubs[f"{name}/{region.name}.in{slot}"]
+        entries = Border(self.plan, name).entries(region)
+        self.layouts.update(zip(region.body.invars, entries, strict=True))
 
         def run(*args: Any) -> list[Any]:
-            placed = [
-                self._constrain(value, self.layouts[var]) if var in self.layouts else value
-                for var, value in zip(region.body.invars, args, strict=True)
-            ]
-            results = self.run(region.body, placed, f"{name}/{region.name}/")
+            placed = map(self._constrain, args, entries)
+            results = self.run(region.body, list(placed), f"{name}/{region.name}/")
             for slot, (into, _) in enumerate(region.carries):
                 results[slot] = self._constrain(results[slot], self.layouts[into])
             return results
 
         avals = [_struct(v.aval) for v in region.body.invars]
         return jax.make_jaxpr(run)(*avals)
-
-    def _result_layout(
-        self, name: str, port: int, var: Var, nested: Sequence[Region]
-    ) -> Layout | None:
-        for region in nested:
-            for slot, link in enumerate(region.outputs):
-                if link.outer is not var:
-                    continue
-                if slot < len(region.carries):
-                    return self.layouts[region.carries[slot][0]]
-                hub = self.plan.hubs[f"{name}.out{slot}"]
-                by = int(link.stacked)
-                return tuple(Split(p.dim + by) if isinstance(p, Split) else p for p in hub)
-        return None
 
 
 def _bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:

@@ -23,7 +23,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.sharding import Mesh
 
-from autopar.core.layout import Layout, Split, local_shape, replicated
+from autopar.core.layout import Layout, local_shape, replicated, shifted
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, Resharder
 from autopar.passes.lowering.context import context_of
@@ -31,6 +31,7 @@ from autopar.passes.lowering.gradients import in_order, transposed_products
 from autopar.passes.lowering.local import Site, bind, localise
 from autopar.passes.lowering.redistribute import Redistributor
 from autopar.passes.rules import Region, rebuild, regions
+from autopar.passes.rules.borders import Border
 from autopar.passes.trace import Step
 
 
@@ -120,18 +121,17 @@ class _Interpreter:
         self, name: str, eqn: JaxprEqn, nested: Sequence[Region], operands: list[Any]
     ) -> list[Any]:
         """Interprets the regions of an equation, and puts them back into it."""
-        border = _Border(self.plan, name)
-        for port, var in enumerate(eqn.outvars):
-            self.layouts[var] = border.result(nested, port, var)
+        border = Border(self.plan, name)
+        self.layouts.update(zip(eqn.outvars, border.results(nested), strict=True))
         if eqn.primitive.name == "while":
             return self._while(name, eqn, nested, operands)
         first = 1 if eqn.primitive.name == "cond" else 0
         whole = replicated(self.plan.mesh)
         ready = self._all(eqn.invars[:first], operands[:first], [whole] * first)
         # Branches take the same operands: those of one are converted, where others differ, inside.
-        entry = [border.entry(nested[0], slot) for slot in range(len(nested[0].inputs))]
+        entry = border.entries(nested[0])
         outer = [
-            _shift(layout, int(link.stacked))
+            shifted(layout, int(link.stacked))
             for layout, link in zip(entry, nested[0].inputs, strict=True)
         ]
         ready += self._all(eqn.invars[first:], operands[first:], outer)
@@ -143,10 +143,10 @@ class _Interpreter:
     ) -> list[Any]:
         """The condition sees the carries as the body leaves them, and is decided by all alike."""
         cond, body = nested
-        border = _Border(self.plan, name)
+        border = Border(self.plan, name)
         n_cond = eqn.params["cond_nconsts"]
-        into_cond = [border.entry(cond, slot) for slot in range(n_cond)]
-        into_body = [border.entry(body, slot) for slot in range(len(body.inputs))]
+        into_cond = border.entries(cond)[:n_cond]
+        into_body = border.entries(body)
         ready = self._all(eqn.invars, operands, [*into_cond, *into_body])
         carried = into_body[eqn.params["body_nconsts"] :]
         bodies = [
@@ -163,10 +163,10 @@ class _Interpreter:
         wanted: Sequence[Layout] | None = None,
     ) -> ClosedJaxpr:
         """One region on local parts, whose inputs come in the layouts ``entry``."""
-        border = _Border(self.plan, name)
+        border = Border(self.plan, name)
         exits = border.exits(region) if wanted is None else wanted
         invars = region.body.invars
-        inside = [border.entry(region, slot) for slot in range(len(invars))]
+        inside = border.entries(region)
         self.layouts.update(zip(invars, inside, strict=True))
 
         def run(*args: Any) -> list[Any]:
@@ -179,36 +179,6 @@ class _Interpreter:
         mesh = self.plan.mesh
         parts = [_part(v.aval, layout, mesh) for v, layout in zip(invars, entry, strict=True)]
         return jax.make_jaxpr(run)(*parts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Border:
-    """The layouts of what enters and leaves the regions of the equation ``name``."""
-
-    plan: Plan
-    name: str
-
-    def entry(self, region: Region, slot: int) -> Layout:
-        """Of an input, as the body sees it."""
-        return self.plan.hubs[f"{self.name}/{region.name}.in{slot}"]
-
-    def exits(self, region: Region) -> list[Layout]:
-        """Of every result, as the body leaves it."""
-        slots = {link.inner: slot for slot, link in enumerate(region.inputs)}
-        carries = [self.entry(region, slots[into]) for into, _ in region.carries]
-        rest = range(len(carries), len(region.outputs))
-        return carries + [self.plan.hubs[f"{self.name}.out{slot}"] for slot in rest]
-
-    def result(self, nested: Sequence[Region], port: int, var: Var) -> Layout:
-        """Of a result of the equation, outside."""
-        region = next(r for r in nested if r.outputs)
-        assert region.outputs[port].outer is var
-        return _shift(self.exits(region)[port], int(region.outputs[port].stacked))
-
-
-def _shift(layout: Layout, by: int) -> Layout:
-    """``layout`` of a value with ``by`` more leading dimensions."""
-    return tuple(Split(p.dim + by) if isinstance(p, Split) else p for p in layout)
 
 
 def _part(aval: Any, layout: Layout, mesh: Any) -> jax.ShapeDtypeStruct:

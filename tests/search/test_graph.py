@@ -11,9 +11,8 @@ import optax
 import pytest
 from jax import lax
 
-from autopar.core.layout import Split
+from autopar.core.layout import Split, shifted
 from autopar.passes.trace import Step, trace
-from autopar.search.domains import shifted
 from autopar.search.graph import Edge, Graph, Node, build_graph
 from autopar.search.roles import roles
 
