@@ -44,6 +44,8 @@ class FusionBorders:
       charged: the values whose writing is charged to the equation that makes them.
       roots: every view and the value it is a view of.
       sources: first result of a kernel (an equation that writes) to the values in memory it needs.
+      softmaxes: the exponentials that a matmul's kernel writes, holding whole rows for their
+        maximum, and what it would write if the maximum were at hand.
       narrow: f32 values that only matmuls of default precision use: XLA:TPU stores them as bf16.
     """
 
@@ -53,6 +55,7 @@ class FusionBorders:
     roots: Mapping[Var, Var]
     sources: Mapping[Var, tuple[Var, ...]]
     narrow: frozenset[Var]
+    softmaxes: Mapping[Var, Var]
 
     def reads_of(self, eqn: JaxprEqn) -> tuple[float, ...]:
         """For each operand of ``eqn``, how often it is read."""
@@ -88,6 +91,7 @@ def fusion_borders(jaxpr: Jaxpr | ClosedJaxpr) -> FusionBorders:
         roots={view: root for graph in graphs for view, root in graph.roots.items()},
         sources={key: found for graph in graphs for key, found in graph.kernels.items()},
         narrow=frozenset(var for graph in graphs for var in graph.written if graph.is_narrow(var)),
+        softmaxes={exp: found for graph in graphs for exp, found in graph.softmaxes.items()},
     )
 
 

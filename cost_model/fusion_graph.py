@@ -81,7 +81,7 @@ class FusionGraph:
       written: values in memory. charged: those whose writing their own equation pays.
       needed_for: for an unwritten value, the values in memory it is computed from.
       charged_for: those of them whose reading its consumer pays (a matmul pays for its own).
-      reads: see ``FusionBorders``. kernels: its ``sources``.
+      reads, softmaxes: see ``FusionBorders``. kernels: its ``sources``.
     """
 
     jaxpr: Jaxpr
@@ -96,6 +96,7 @@ class FusionGraph:
     reads: dict[tuple[Var, int], float] = field(default_factory=dict[tuple[Var, int], float])
     kernels: dict[Var, tuple[Var, ...]] = field(default_factory=dict[Var, tuple[Var, ...]])
     cheap: set[Var] = field(default_factory=set[Var])
+    softmaxes: dict[Var, Var] = field(default_factory=dict[Var, Var])
 
     def __post_init__(self) -> None:
         self.place = {v: i for i, v in enumerate((*self.jaxpr.constvars, *self.jaxpr.invars))}
@@ -160,6 +161,8 @@ class FusionGraph:
             while (step := self._next_in_chain(chain[-1], needed)) and step not in moved:
                 chain.append(step)
             softmax = self._softmax_below(chain[-1], needed)
+            if softmax:
+                self.softmaxes[softmax[-1]] = min(chain, key=itemsize_of)
             chain += softmax
             narrowest = min(map(itemsize_of, chain))
             while not softmax and itemsize_of(chain[-1]) > narrowest:

@@ -35,10 +35,13 @@ from autopar.cost_model.fusion import FusionBorders, fusion_borders
 from autopar.cost_model.liveness import Span, Walk
 from autopar.cost_model.work import aval_bytes
 
+COPIES = "collective buffers"
 CATEGORIES = (
     *("parameters", "optimizer state", "gradients", "activations", "batch", "outputs", "other"),
+    COPIES,
 )
-"""What memory is spent on. ``other``: temporaries, and inputs that are none of these."""
+"""What memory is spent on. ``other``: temporaries, and inputs that are none of these. ``COPIES``:
+what re-layouts put there."""
 
 SHORT_KERNELS = 6
 """A value that lives no longer may stay in on-chip memory (measured, v5e)."""
@@ -136,12 +139,21 @@ class Timeline:
             for i in np.flatnonzero((self._starts <= instant) & (self._ends >= instant))
         )
 
-    def breakdown(self, bytes_of: Mapping[Var, int], instant: int) -> dict[str, int]:
-        """Bytes by category at an instant; every category is there."""
-        total = dict.fromkeys(CATEGORIES, 0.0)
-        for buffer in self.live_at(instant):
-            total[buffer.category] += buffer.scale * bytes_of[buffer.var]
-        return {category: int(size) for category, size in total.items()}
+    def stacked(
+        self,
+        bytes_of: Mapping[Var, int],
+        extra: Iterable[tuple[int, int, float]] = (),
+        vmem_bytes: float = 0,
+    ) -> dict[str, Bytes]:
+        """``profile`` by category; every category is there, ``COPIES`` being what is extra."""
+        sizes = self.sizes(bytes_of)
+        on_chip = self._short & (sizes <= vmem_bytes)
+        kinds = np.array([buffer.category for buffer in self.buffers])
+        parts = {kind: self._sum(~on_chip & (kinds == kind), sizes) for kind in CATEGORIES}
+        parts["other"] += np.maximum(0.0, self._sum(on_chip, sizes) - vmem_bytes)
+        for start, end, size in extra:
+            parts[COPIES][start : end + 1] += size
+        return parts
 
     def global_bytes(self) -> dict[Var, int]:
         """Bytes of every buffer's variable on a single device."""

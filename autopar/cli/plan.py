@@ -28,6 +28,10 @@ def plan(
     time_limit: arguments.TimeLimitOption = 60.0,
     remat: arguments.RematOption = "auto",
     save: Annotated[Path | None, typer.Option("--save", help="Write the plan there.")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help="Draw device memory over the step (.svg, .png or .pdf)."),
+    ] = None,
     as_json: arguments.JsonOption = False,
 ) -> None:
     """Plan a model's training step for a cluster; needs none of its hardware."""
@@ -50,9 +54,13 @@ def plan(
         )
     if save is not None:
         made.save(save)
+    if picture is not None:
+        made.picture(picture)
     if as_json:
         typer.echo(to_json(made), nl=False)
         return
     screen.show(renderable(made))
     if save is not None:
         screen.note(f"saved to {save}")
+    if picture is not None:
+        screen.note(f"drawn in {picture}")

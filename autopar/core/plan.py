@@ -19,7 +19,7 @@ from autopar.core.errors import PlanError
 from autopar.core.layout import Layout, show, to_spec
 from autopar.core.mesh import MeshSpec
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,27 @@ class Recomputation:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryCurve:
+    """What one device holds in the course of a step.
+
+    Attributes:
+      instants: numbers of kernels, in the order they run; of a long step, the fullest instant of
+        every stretch.
+      bytes: of every category, at these instants.
+      fullest: what runs at the peak, by its name in the user's program.
+    """
+
+    instants: tuple[int, ...] = ()
+    bytes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    fullest: str = ""
+
+    @property
+    def totals(self) -> tuple[int, ...]:
+        """Bytes held at every instant."""
+        return tuple(map(sum, zip(*self.bytes.values(), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the cost model expects of one step, per device. Seconds and bytes."""
 
@@ -103,6 +124,7 @@ class Prediction:
     host_bytes: int
     memory: Mapping[str, int]
     collectives: tuple[CollectiveUse, ...]
+    curve: MemoryCurve = MemoryCurve()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +173,7 @@ class Plan:
       recompute: the equations of the step as traced whose results the backward pass computes again.
         ``step`` and all other names are those of the program that this makes.
       recomputed: what these are in the user's program, what they save and cost.
+      unlimited: what the best plan without a limit would hold, where this one was made to fit.
     """
 
     step: str
@@ -167,6 +190,7 @@ class Plan:
     options: Mapping[str, str]
     recompute: tuple[str, ...] = ()
     recomputed: tuple[Recomputation, ...] = ()
+    unlimited: MemoryCurve = MemoryCurve()
     schema: int = SCHEMA
     in_tree: PyTreeDef | None = field(default=None, compare=False, repr=False)
     out_tree: PyTreeDef | None = field(default=None, compare=False, repr=False)
@@ -223,6 +247,18 @@ class Plan:
         from autopar.core.plan_json import load
 
         return load(Path(path))
+
+    def picture(self, path: str | Path) -> None:
+        """Draws device memory over the step, by category, to an SVG, PNG or PDF file.
+
+        Needs matplotlib (``pip install "autopar[pictures]"``).
+
+        Raises:
+          PlanError: matplotlib is not there, or the file cannot be written.
+        """
+        from autopar.core.plan_picture import draw
+
+        draw(self, Path(path))
 
     def __str__(self) -> str:
         from autopar.core.plan_table import render

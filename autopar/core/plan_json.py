@@ -27,6 +27,7 @@ from autopar.core.mesh import AxisKind, MeshAxis, MeshSpec
 from autopar.core.plan import (
     SCHEMA,
     CollectiveUse,
+    MemoryCurve,
     Plan,
     Prediction,
     Recomputation,
@@ -110,6 +111,7 @@ def to_json(plan: Plan) -> str:
             "options": dict(plan.options),
             "recompute": list(plan.recompute),
             "recomputed": [_record(one) for one in plan.recomputed],
+            "unlimited": _curve_to_data(plan.unlimited),
         }
     )
 
@@ -150,6 +152,7 @@ def from_json(text: str, where: str = "") -> Plan:
         recomputed=tuple(
             _record_from(Recomputation, one) for one in root.child("recomputed").elements()
         ),
+        unlimited=_curve_from(root.child("unlimited")),
         schema=SCHEMA,
     )
 
@@ -241,7 +244,10 @@ def _value_from(field: JsonField, mesh: MeshSpec) -> ValuePlan:
 def _prediction_to_data(predicted: Prediction) -> dict[str, Any]:
     memory = {name: int(count) for name, count in predicted.memory.items()}
     return _record(
-        predicted, memory=memory, collectives=[_record(use) for use in predicted.collectives]
+        predicted,
+        memory=memory,
+        collectives=[_record(use) for use in predicted.collectives],
+        curve=_curve_to_data(predicted.curve),
     )
 
 
@@ -252,7 +258,23 @@ def _prediction_from(field: JsonField) -> Prediction:
         field,
         memory={name: count.integer() for name, count in field.child("memory").entries()},
         collectives=tuple(_record_from(CollectiveUse, use) for use in uses),
+        curve=_curve_from(field.child("curve")),
     )
+
+
+def _curve_to_data(curve: MemoryCurve) -> dict[str, Any]:
+    held = {name: list(counts) for name, counts in curve.bytes.items()}
+    return _record(curve, instants=list(curve.instants), bytes=held)
+
+
+def _curve_from(field: JsonField) -> MemoryCurve:
+    instants = tuple(one.integer() for one in field.child("instants").elements())
+    held: dict[str, tuple[int, ...]] = {}
+    for name, counts in field.child("bytes").entries():
+        held[name] = tuple(count.integer() for count in counts.elements())
+        if len(held[name]) != len(instants):
+            raise counts.wrong(f"{len(instants)} numbers, one for every instant")
+    return _record_from(MemoryCurve, field, instants=instants, bytes=held)
 
 
 _WRITERS: Mapping[str, Callable[[Any], Any]] = {

@@ -16,10 +16,11 @@ import numpy as np
 from jax.extend.core import Var
 
 from autopar.core.layout import Layout, Partial, Split, local_shape, shifted
+from autopar.core.plan import MemoryCurve
 from autopar.cost_model import Chip, format_bytes
 from autopar.cost_model.attention import NO_ATTENTION, attention_kernels
 from autopar.cost_model.fusion import fusion_borders
-from autopar.cost_model.memory import SHORT_KERNELS, Timeline, liveness
+from autopar.cost_model.memory import SHORT_KERNELS, Bytes, Timeline, liveness
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.passes.trace import Step, source_name
 from autopar.search.copies import UNROLLED_RING, Held, Streamed, held_hubs, streamed_operands
@@ -35,6 +36,9 @@ Extra = tuple[int, int, float]
 PEAKS = 3
 """Instants limited in one round: fewer mean more rounds, more mean slower ones."""
 
+
+SAMPLES = 240
+"""Instants of a step that a plan tells the memory of."""
 
 SHOWN = 3
 """Values named where a plan does not fit."""
@@ -111,13 +115,25 @@ class MeshMemory:
         return int(total)
 
     def breakdown(self, states: Sequence[State]) -> dict[str, int]:
-        """Bytes by category at the peak; copies made by re-laying are ``collective buffers``."""
+        """Bytes by category at the peak."""
+        parts = self._stacked(states)
+        instant = int(np.argmax(sum(parts.values())))
+        return {name: int(held[instant]) for name, held in parts.items() if held[instant]}
+
+    def curve(self, states: Sequence[State]) -> MemoryCurve:
+        """Bytes by category over the step; of every stretch of it, at its fullest instant."""
+        parts = self._stacked(states)
+        total = np.sum(list(parts.values()), axis=0)
+        stretches = np.array_split(np.arange(len(total)), min(len(total), SAMPLES))
+        chosen = [int(stretch[np.argmax(total[stretch])]) for stretch in stretches]
+        held = {name: tuple(map(int, held[chosen])) for name, held in parts.items() if held.any()}
+        kernels = self.timeline.kernels
+        fullest = source_name(kernels[int(np.argmax(total))]) if kernels else ""
+        return MemoryCurve(tuple(chosen), held, fullest)
+
+    def _stacked(self, states: Sequence[State]) -> dict[str, Bytes]:
         extras = list(self._extras(states))
-        bytes_of = self._bytes_of(states)
-        instant, total = self.timeline.peak(bytes_of, extras, self.vmem_bytes)
-        parts = self.timeline.breakdown(bytes_of, instant)
-        parts["collective buffers"] = max(0, total - sum(parts.values()))
-        return {name: size for name, size in parts.items() if size}
+        return self.timeline.stacked(self._bytes_of(states), extras, self.vmem_bytes)
 
     def heaviest(self, states: Sequence[State]) -> str:
         """The largest values at the peak, by name and size."""

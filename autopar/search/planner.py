@@ -99,8 +99,11 @@ def _plan(
     states = problem.states(found.choice)
     resharder = Resharder(problem.mesh, cluster.axis_links(problem.mesh))
     moved = record.collectives(step, problem, states, resharder)
-    parts = memory.on(problem).breakdown(states)
-    predicted = record.prediction(problem, found.choice, best.peak_bytes, parts, moved)
+    model = memory.on(problem)
+    predicted = record.prediction(
+        *(problem, found.choice, best.peak_bytes, model.breakdown(states)),
+        *(model.curve(states), moved),
+    )
     name = (
         options.search if options.search in ("exhaustive", "random") else default_solver().__name__
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from autopar.core.layout import Layout
 from autopar.core.plan import (
     CollectiveUse,
+    MemoryCurve,
     Plan,
     Prediction,
     SolverReport,
@@ -110,13 +111,14 @@ def prediction(
     choice: Sequence[int],
     peak_bytes: int,
     memory: Mapping[str, int],
+    curve: MemoryCurve,
     moved: tuple[CollectiveUse, ...],
 ) -> Prediction:
     """Sums the plan up. Compute is what is left of the objective when communication is taken."""
     comm = sum(one.seconds for one in moved)
     total = problem.network.cost(choice) * TICK_S
     compute = max(0.0, total - comm)
-    return Prediction(compute + comm, compute, comm, peak_bytes, 0, dict(memory), moved)
+    return Prediction(compute + comm, compute, comm, peak_bytes, 0, dict(memory), moved, curve)
 
 
 def solver_report(

@@ -47,7 +47,7 @@ NEAR = 1.01
 """Nothing is recomputed if a plan that fits is this near to the best without a limit."""
 
 ATTEMPTS = 6
-"""Choices tried, each for less memory by what the last was over; then the lightest."""
+"""Choices tried, each for less or more memory by what the last was wrong."""
 
 SMALLER = 0.998
 """Of its own memory, what the next choice may have at most."""
@@ -91,7 +91,9 @@ def _judged(plan: Plan, free: Plan, options: Options) -> Plan:
         solver = dataclasses.replace(plan.solver, status="feasible", bound_s=bound)
     else:
         solver = dataclasses.replace(plan.solver, bound_s=max(bound, plan.solver.bound_s))
-    return dataclasses.replace(plan, solver=solver, options=options.as_text())
+    return dataclasses.replace(
+        plan, solver=solver, options=options.as_text(), unlimited=free.predicted.curve
+    )
 
 
 def _rematerialised(
@@ -102,9 +104,10 @@ def _rematerialised(
     budget: int,
     options: Options,
 ) -> Plan | None:
-    """A plan of the step that recomputes something, on the mesh of ``free``, if one fits.
+    """The fastest plan found that recomputes something, on the mesh of ``free``, if one fits.
 
-    All attempts share the time limit.
+    Each attempt tells by how much the choice's own model of memory is wrong, and the next asks for
+    as much less, or more. All share the time limit.
     """
     alone = free.mesh.device_count == 1  # nothing to choose, so nothing to limit
     given = dataclasses.replace(
@@ -112,21 +115,26 @@ def _rematerialised(
     )
     target = float(budget) - model.unseen(free)
     deadline = time.monotonic() + options.time_limit_s
+    best: Plan | None = None
+    tried: set[tuple[int, ...]] = set()
     for _ in range(ATTEMPTS):
         given = dataclasses.replace(given, time_limit_s=max(1.0, deadline - time.monotonic()))
-        choice = choose(model.values, model.base, target)
-        last = choice is None
-        choice = choice or lightest(model.values, model.base)
+        choice = choose(model.values, model.base, target) or lightest(model.values, model.base)
+        if choice.recomputed in tried or (tried and time.monotonic() > deadline):
+            break
+        tried.add(choice.recomputed)
         names = dropped_names(model.values, model.bodies, choice.recomputed)
         options.progress(f"recomputing {len(choice.recomputed)} values")
         found, needed = _searched(step.rematerialised(names), cluster, given)
-        if found is not None and needed <= budget:
+        unseen = needed - choice.peak
+        if found is None or needed > budget:
+            target = min(budget - unseen, choice.peak * SMALLER)
+            continue
+        target = budget - unseen
+        if best is None or found.solver.objective_s < best.solver.objective_s:
             recomputed = tuple(_recomputations(model.values, choice))
-            return dataclasses.replace(found, recompute=names, recomputed=recomputed)
-        if last or time.monotonic() > deadline:
-            break
-        target = min(budget - (needed - choice.peak), choice.peak * SMALLER)
-    return None
+            best = dataclasses.replace(found, recompute=names, recomputed=recomputed)
+    return best
 
 
 def _searched(step: Step, cluster: Cluster, options: Options) -> tuple[Plan | None, int]:

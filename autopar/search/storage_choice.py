@@ -5,10 +5,11 @@ For each value $v$, $k_v$ (kept until the backward pass last reads it) and $r_v$
 $$ \min \sum_v c_v r_v + s_v k_v \quad\text{subject to}\quad
    k_v + r_v = 1 \text{ if the backward pass reads } v, \; \le 1 \text{ else}; \qquad
    r_v \le k_u + r_u \text{ for every source } u \text{ of } v; $$
-$$ \mathrm{base}(t) + \sum_v \mathrm{bytes}_v \left( k_v [t \in K_v] + r_v [t \in R_v] \right) \le
+$$ \mathrm{base}(t) + \sum_v \left( b_v k_v [t \in K_v] + a_v r_v [t \in R_v] \right) \le
    \mathrm{budget} \quad \text{for every instant } t. $$
 
-$c_v$ is the time of recomputing, $s_v$ that of writing to a stack and reading it, in loops.
+$b_v$ is what $v$ holds, kept, and $a_v$, recomputed. $c_v$ is the time of recomputing, $s_v$ that
+of writing to a stack and reading it, in loops.
 $K_v$ reaches from the forward pass's last read of $v$ to the backward pass's; $R_v$ from the moment
 its group is recomputed: a group is what is connected through recomputed values, and runs when the
 backward pass first needs one of them. Instants are limited lazily, with what the groups of the
@@ -124,7 +125,8 @@ class _Program:
 
     def __init__(self, values: Sequence[Value], base: Profile, budget: float) -> None:
         self.values, self.base, self.budget = values, base, budget
-        self.bytes = np.array([v.bytes for v in values], np.float64)
+        self.kept = np.array([v.bytes * v.trips for v in values], np.float64)
+        self.again = np.array([v.again for v in values], np.float64)
         self.costs = np.array([v.seconds * v.trips + TIE_S for v in values])
         self.stacking = np.array([v.stacking * v.trips for v in values])
         self.wanted = _wanted(values)
@@ -175,13 +177,13 @@ class _Program:
             start, end = self._kept(number)
             if start <= instant <= end:
                 columns.append(number)
-                weights.append(self.bytes[number] * value.trips)
+                weights.append(self.kept[number])
             if self.own[number] <= instant <= max(value.last, self.own[number]):
                 columns.append(n + number)
-                weights.append(self.bytes[number])
+                weights.append(self.again[number])
         for number in pulled:
             columns.append(column[number])
-            weights.append(self.bytes[number])
+            weights.append(self.again[number])
             for other in self.neighbours[number]:
                 run = n + other if self.own[other] <= instant else column.get(other)
                 if run is not None:
@@ -195,11 +197,11 @@ class _Program:
         change = np.zeros(len(self.base) + 1)
         starts = self._starts(found)
         for number in np.flatnonzero(found.keep | found.again).tolist():
-            value, size = self.values[number], self.bytes[number]
+            value, size = self.values[number], self.again[number]
             start, end = starts[number], max(value.last, starts[number])
             if found.keep[number]:
                 start, end = self._kept(number)
-                size *= value.trips
+                size = self.kept[number]
             if end >= start:
                 change[start] += size
                 change[end + 1] -= size

@@ -36,7 +36,8 @@ class Value:
       var: the value. name: of the equation that makes it. label: in the user's program.
       group: names of the equations that make it from what is in memory: its fused kernel.
       sources: numbers of the values that the group reads.
-      bytes: on a device, a trip. seconds: of running the group again, a trip. trips: how often.
+      bytes: on a device, a trip. again: where it is recomputed. trips: how often.
+      seconds: of running the group again, a trip, less what its readers then read less.
       needed: whether the backward pass reads it (or what is fused from it).
       start, last_forward: the instants between which the forward pass holds it.
       first, last: those of the backward pass's reads, if ``needed``.
@@ -52,6 +53,7 @@ class Value:
     group: tuple[str, ...]
     sources: tuple[int, ...]
     bytes: int
+    again: int
     seconds: float
     trips: int
     start: int
@@ -191,6 +193,11 @@ def _reads(
     return found
 
 
+def _is_maximum(body: Body, var: Var) -> bool:
+    maker = body.eqns.get(body.makers.get(var, -1))
+    return maker is not None and maker.primitive.name == "reduce_max"
+
+
 @dataclass(slots=True)
 class _Finder:
     body: Body
@@ -216,12 +223,13 @@ class _Finder:
                         self.numbers[var] = self.first_number + len(found)
                         found.append(value)
         self._note_reads(found)
+        self._keep_maxima(found)
         return found
 
     def _carried(self, var: Var) -> Value:
         assert self.body.span is not None
         return Value(
-            *(var, "", "carry", (), (), self.size(var), 0.0, self.body.trips),
+            *(var, "", "carry", (), (), self.size(var), 0, 0.0, self.body.trips),
             *(self.body.span[0], self.body.span[0], self.body.name),
             stacking=2 * self.size(var) / self.bandwidth,
             droppable=False,
@@ -235,6 +243,17 @@ class _Finder:
             for value in (values[number - self.first_number] for number in numbers):
                 value.first = min(instants) if value.first < 0 else min(value.first, *instants)
                 value.last = max(value.last, *instants)
+                saved = (value.bytes - value.again) * len(set(instants))
+                value.seconds -= saved / self.bandwidth
+
+    def _keep_maxima(self, values: list[Value]) -> None:
+        """The maxima of rows stay, so that the exponential is recomputed inside its readers."""
+        for value in values:
+            if value.var in self.body.borders.softmaxes:
+                for number in value.sources:
+                    source = values[number - self.first_number]
+                    if source.body == value.body and _is_maximum(self.body, source.var):
+                        source.droppable = False
 
     def _behind(self, var: Var) -> tuple[int, ...]:
         maker = self.body.makers.get(var)
@@ -256,6 +275,7 @@ class _Finder:
             group=names,
             sources=sources,
             bytes=self.size(var),
+            again=self.size(body.borders.softmaxes.get(var, var)),
             seconds=sum(self.seconds(body.named(p), body.eqns[p], body.borders) for p in members),
             trips=body.trips,
             start=body.span[0] if body.span else start,

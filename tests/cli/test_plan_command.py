@@ -55,6 +55,14 @@ def test_json_is_the_plan_itself_and_the_same_each_time(tmp_path):
     assert run("plan", *PAIR, "--json").stdout == first.stdout
 
 
+def test_a_picture_of_memory(tmp_path):
+    said = run("plan", *PAIR, "--picture", f"{tmp_path}/a.svg").stderr
+    assert said == f"drawn in {tmp_path}/a.svg\n"
+    assert "this plan: peak" in (tmp_path / "a.svg").read_text()
+    wrong = refused("plan", *PAIR, "--picture", f"{tmp_path}/a.xyz")
+    assert "give a name that ends with .svg" in wrong
+
+
 def test_saving_says_where(tmp_path):
     assert (
         run("plan", *PAIR, "--save", f"{tmp_path}/a.json").stderr == f"saved to {tmp_path}/a.json\n"

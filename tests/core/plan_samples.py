@@ -7,6 +7,7 @@ from autopar.core.layout import B, Layout, Partial, Split
 from autopar.core.mesh import MeshAxis, MeshSpec
 from autopar.core.plan import (
     CollectiveUse,
+    MemoryCurve,
     Plan,
     Prediction,
     Recomputation,
@@ -49,6 +50,11 @@ def gpt_plan(**changes) -> Plan:
             host_bytes=0,
             memory={"parameters": 3 * 2**20, "activations": 8 * 2**20, "batch": 0},
             collectives=tuple(uses),
+            curve=MemoryCurve(
+                (0, 3, 7),
+                {"parameters": (2**20,) * 3, "activations": (0, 9 * 2**20, 4 * 2**20)},
+                "GPT/block_0/mlp/up/dot_general",
+            ),
         ),
         "solver": SolverReport("toulbar2", "optimal", 1.25e-3, 1.25e-3, 0.31, 223, 900, True),
         "fallbacks": {},
@@ -89,6 +95,16 @@ placements = st.one_of(
 
 
 @st.composite
+def _curves(draw) -> MemoryCurve:
+    instants = draw(st.lists(counts, max_size=3).map(tuple))
+    bytes_at = st.lists(counts, min_size=len(instants), max_size=len(instants)).map(tuple)
+    return MemoryCurve(instants, draw(st.dictionaries(names, bytes_at, max_size=2)), draw(names))
+
+
+curves = _curves()
+
+
+@st.composite
 def plans(draw) -> Plan:
     """Any plan that the types allow."""
     axis_names = draw(st.lists(st.text("abcxyz", min_size=1), unique=True, max_size=3))
@@ -119,6 +135,7 @@ def plans(draw) -> Plan:
             host_bytes=draw(counts),
             memory=draw(st.dictionaries(names, counts, max_size=2)),
             collectives=draw(st.lists(use, max_size=2).map(tuple)),
+            curve=draw(curves),
         ),
         solver=draw(
             st.builds(
@@ -131,4 +148,5 @@ def plans(draw) -> Plan:
         recomputed=draw(
             st.lists(st.builds(Recomputation, names, counts, counts, floats), max_size=2).map(tuple)
         ),
+        unlimited=draw(curves),
     )

@@ -12,6 +12,7 @@ from plan_samples import gpt_plan, plans
 
 from autopar.core import plan_json
 from autopar.core.errors import PlanError
+from autopar.core.plan import SCHEMA
 from autopar.core.plan_json import from_json, load, save, to_json
 
 TEXT = to_json(gpt_plan())
@@ -124,8 +125,9 @@ def test_cut_anywhere(position):
 
 @pytest.mark.parametrize(("schema", "age"), [(99, "a newer"), (0, "an older")])
 def test_another_schema(schema, age):
-    text = TEXT.replace('"schema": 2', f'"schema": {schema}')
-    with pytest.raises(PlanError, match=f"of schema {schema}, from {age} autopar; .* schema 2: "):
+    text = TEXT.replace(f'"schema": {SCHEMA}', f'"schema": {schema}')
+    expected = f"of schema {schema}, from {age} autopar; .* schema {SCHEMA}: "
+    with pytest.raises(PlanError, match=expected):
         from_json(text)
 
 
@@ -133,7 +135,7 @@ def _every_place(data, place=()):
     """The places of all fields of objects whose keys are part of the schema."""
     for key, value in data.items():
         yield (*place, key)
-        if key in ("predicted", "solver"):
+        if key in ("predicted", "solver", "curve", "unlimited"):
             yield from _every_place(value, (*place, key))
         if key in ("mesh", "inputs", "outputs", "collectives"):
             yield from _every_place(value[0], (*place, key, 0))
@@ -175,6 +177,7 @@ def test_a_missing_or_wrong_field_is_named(place):
         ('"layout": "B,B", "path": "state/step"', '"layout": "S(0),B", "path": "state/step"',
          r"inputs\[0\].layout is \"S\(0\),B\", expected a layout of a value of 0 dimensions"),
         ('[["S(1),S(0)"], ["P,P(max)"]]', '[["S(1),S(0)"]]', r"strategy_table\[1\] is .*two lists"),
+        ('"instants": [0, 3, 7]', '"instants": [0, 3]', r"curve.bytes.activations is .*expected 2"),
         ('"step_s": 0.00125', '"step_s": "fast"', "predicted.step_s is .*, expected a number"),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 from autopar.cost_model import CATEGORIES, Timeline, liveness
+from autopar.cost_model.memory import COPIES
 from autopar.cost_model.work import aval_bytes
 from autopar.passes.trace import trace
 
@@ -223,10 +224,15 @@ def test_profile_agrees_with_buffers_extras_and_vmem() -> None:
     live = line.profile(sizes)
     for instant in range(line.instants):
         assert live[instant] == sum(b.scale * sizes[b.var] for b in line.live_at(instant))
-        assert sum(line.breakdown(sizes, instant).values()) == pytest.approx(live[instant], abs=9)
-        assert tuple(line.breakdown(sizes, instant)) == CATEGORIES
     more = line.profile(sizes, extra=[(2, 4, 1000.0)])
     assert (more - live).nonzero()[0].tolist() == [2, 3, 4]
+    for vmem in (0.0, 700.0, 1e9):
+        parts = line.stacked(sizes, [(2, 4, 1000.0)], vmem)
+        assert set(parts) == set(CATEGORIES)
+        assert sum(parts.values()) == pytest.approx(
+            line.profile(sizes, [(2, 4, 1000.0)], vmem), abs=1e-6
+        )
+        assert parts[COPIES].nonzero()[0].tolist() == [2, 3, 4]
     spared = line.profile(sizes, vmem_bytes=1e9)
     assert (spared <= live).all()
     short = [b for b in line.buffers if b.is_short]

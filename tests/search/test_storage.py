@@ -16,7 +16,13 @@ import autopar
 from autopar.core import compat
 from autopar.core.errors import InfeasibleError, OptionError
 from autopar.core.plan_json import from_json, to_json
+from autopar.cost_model import fusion_borders
+from autopar.passes.trace import trace
+from autopar.search import planner
+from autopar.search.options import Options
+from autopar.search.storage import StorageModel
 from autopar.search.storage_choice import choose
+from autopar.search.storage_names import dropped_names
 from autopar.search.storage_values import Value
 
 
@@ -25,10 +31,11 @@ def chain(n: int, seed: int) -> tuple[list[Value], np.ndarray[Any, Any]]:
     rng = random.Random(seed)
 
     def value(i: int) -> Value:
+        size = rng.randint(1, 9)
         var: Var = compat.new_var(jax.core.ShapedArray((1,), jnp.float32))
         return Value(
             *(var, str(i), "", (str(i),), (i - 1,) if i else ()),
-            *(rng.randint(1, 9), float(rng.randint(1, 9)), 1, i, i + 1, ""),
+            *(size, rng.randint(1, size), float(rng.randint(1, 9)), 1, i, i + 1, ""),
             first=2 * n - i,
             last=2 * n - i,
         )
@@ -50,7 +57,7 @@ def peak(values: list[Value], base: Any, again: frozenset[int]) -> float:
             while last + 1 in again:
                 last += 1
             start = values[last].first
-        live[start : one.last + 1] += one.bytes
+        live[start : one.last + 1] += one.again if i in again else one.bytes
     return float(live.max())
 
 
@@ -168,6 +175,37 @@ def test_eight_devices_agree_with_one(backend: str) -> None:
     got = autopar.apply(step, found, backend=backend)(*args)
     for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def attend(w: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+    """Two rounds of self-attention; rows of 64."""
+
+    def loss(w: Any) -> jax.Array:
+        y = x
+        for layer in w:
+            scores = jnp.einsum("bqd,bkd->bqk", y @ layer, y)
+            y = jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores.astype(jnp.float32)), y)
+            y = y.astype(x.dtype)
+        return jnp.mean(y.astype(jnp.float32) ** 2)
+
+    value, grads = jax.value_and_grad(loss)(w)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, w, grads), value
+
+
+def test_a_softmax_is_recomputed_from_the_maximum_of_its_rows() -> None:
+    """Then the exponential, in f32, is never whole in memory: only the scores, in bf16."""
+    args = ([jnp.eye(8, dtype=jnp.bfloat16)] * 2, jnp.ones((4, 64, 8), jnp.bfloat16))
+    target = autopar.cost_model.parse_cluster("cpu:1")
+    traced = trace(attend, *args, donate=(0,))
+    free = planner.search(traced, target, Options(memory_bytes=2**40))
+    model = StorageModel.of(traced, target, free)
+    scores = 4 * 64 * 64
+    found = [v for v in model.values if v.label.endswith("exp")]
+    assert [(v.bytes, v.again) for v in found] == [(4 * scores, 2 * scores)] * 2
+    assert not any(v.droppable for v in model.values if v.label.endswith("reduce_max"))
+    names = dropped_names(model.values, model.bodies, [model.values.index(v) for v in found])
+    again = fusion_borders(traced.rematerialised(names).jaxpr)
+    assert len(again.softmaxes) == 2  # of the forward pass alone
 
 
 def test_a_loop_stacks_less() -> None:
