@@ -22,7 +22,7 @@ from autopar.runtime import OtherArguments, PlannedStep, check_backend
 from autopar.search.cache import cached_search
 from autopar.search.options import Options, Progress
 from autopar.search.pins import following
-from autopar.verification import Report, check
+from autopar.verification import Report, check, compiled_peak, confirmed
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -44,6 +44,7 @@ def plan(
     seed: int = 0,
     time_limit: float = 60.0,
     remat: str = "auto",
+    confirm: str | None = None,
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> Plan:
@@ -65,6 +66,9 @@ def plan(
       time_limit: seconds of solver time per mesh.
       remat: ``auto``, by which the backward pass computes again what the memory cannot keep, or
         ``none``. A step that fits is left as it is.
+      confirm: ``jit`` or ``shard_map``: the plan is also compiled, as it would be run by that
+        backend, for a TPU slice ahead of time (with libtpu, no TPU) or for the devices of this
+        process. If its program needs more than the budget, it is searched again for less.
       progress: called with a line of text as each stage begins.
       cache: folder in which plans are kept, so that the same question is searched once; by default
         the one that the environment variable ``AUTOPAR_CACHE`` names, if any.
@@ -72,7 +76,8 @@ def plan(
     Raises:
       TraceError: ``step`` cannot be traced.
       InfeasibleError: nothing fits the memory; says the least that would.
-      PinError, ClusterError, OptionError: the request is inconsistent.
+      PinError, ClusterError, OptionError: the request is inconsistent; to ``confirm`` for a
+        cluster that is not here.
 
     Warns:
       FallbackWarning: operations have no rule, and run whole on every device.
@@ -91,6 +96,7 @@ def plan(
         seed=seed,
         time_limit=time_limit,
         remat=remat,
+        confirm=confirm,
         progress=progress,
         cache=cache,
     )
@@ -109,6 +115,7 @@ def _plan_traced(
     seed: int = 0,
     time_limit: float = 60.0,
     remat: str = "auto",
+    confirm: str | None = None,
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> Plan:
@@ -136,10 +143,16 @@ def _plan_traced(
         remat=remat,
         progress=progress or _quiet,
     )
-    folder = cache or os.environ.get("AUTOPAR_CACHE")
-    found = cached_search(
-        traced, cluster or Cluster.detect(), options, Path(folder) if folder else None
-    )
+    target = cluster or Cluster.detect()
+    named = cache or os.environ.get("AUTOPAR_CACHE")
+    folder = Path(named) if named else None
+    find = lambda given: cached_search(traced, target, given, folder)  # noqa: E731
+    if confirm is None:
+        found = find(options)
+    else:
+        check_backend(confirm)
+        peak_of = lambda plan: compiled_peak(traced, plan, confirm)  # noqa: E731
+        found = confirmed(target, options, find, peak_of)
     _warn_of_fallbacks(found)
     return found
 

@@ -9,6 +9,7 @@ import typer
 
 from autopar import api
 from autopar.cli import arguments, screen
+from autopar.cli.devices import start_devices
 from autopar.cli.workloads import find_job
 from autopar.core.plan_json import to_json
 from autopar.core.plan_table import renderable
@@ -27,6 +28,15 @@ def plan(
     seed: arguments.SeedOption = 0,
     time_limit: arguments.TimeLimitOption = 60.0,
     remat: arguments.RematOption = "auto",
+    confirm: Annotated[
+        str | None,
+        typer.Option(
+            "--confirm",
+            metavar="BACKEND",
+            help="Compile the plan as jit or shard_map, and search for less if it does not fit.",
+            show_default="predicted memory is believed",
+        ),
+    ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the plan there.")] = None,
     picture: Annotated[
         Path | None,
@@ -38,6 +48,8 @@ def plan(
     job = find_job(model, batch, arguments.parse_overrides(overrides))
     sizes, pins = arguments.parse_mesh(mesh), arguments.parse_pins(pin)
     target = None if cluster is None else parse_cluster(cluster)
+    if confirm is not None and target is not None and target.chip.name == "cpu":
+        start_devices(target.device_count)
     with screen.stages(quiet=as_json) as progress:
         made = api.plan(
             job.step,
@@ -50,6 +62,7 @@ def plan(
             seed=seed,
             time_limit=time_limit,
             remat=remat,
+            confirm=confirm,
             progress=progress,
         )
     if save is not None:

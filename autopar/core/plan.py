@@ -173,6 +173,7 @@ class Plan:
       recompute: the equations of the step as traced whose results the backward pass computes again.
         ``step`` and all other names are those of the program that this makes.
       recomputed: what these are in the user's program, what they save and cost.
+      compiled_bytes: peak memory a device by the compiler, where it was asked; else 0.
       unlimited: what the best plan without a limit would hold, where this one was made to fit.
     """
 
@@ -191,6 +192,7 @@ class Plan:
     recompute: tuple[str, ...] = ()
     recomputed: tuple[Recomputation, ...] = ()
     unlimited: MemoryCurve = MemoryCurve()
+    compiled_bytes: int = 0
     schema: int = SCHEMA
     in_tree: PyTreeDef | None = field(default=None, compare=False, repr=False)
     out_tree: PyTreeDef | None = field(default=None, compare=False, repr=False)

@@ -112,6 +112,7 @@ def to_json(plan: Plan) -> str:
             "recompute": list(plan.recompute),
             "recomputed": [_record(one) for one in plan.recomputed],
             "unlimited": _curve_to_data(plan.unlimited),
+            "compiled_bytes": int(plan.compiled_bytes),
         }
     )
 
@@ -153,6 +154,7 @@ def from_json(text: str, where: str = "") -> Plan:
             _record_from(Recomputation, one) for one in root.child("recomputed").elements()
         ),
         unlimited=_curve_from(root.child("unlimited")),
+        compiled_bytes=root.child("compiled_bytes").integer(),
         schema=SCHEMA,
     )
 

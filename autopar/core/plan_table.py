@@ -101,7 +101,8 @@ def _summary(plan: Plan) -> Table:
     )
     table.add_row("step", step)
     memory = Text(format_bytes(predicted.peak_bytes), style="bold green")
-    memory.append(f" peak a device{_breakdown(plan)}", style="not bold default")
+    asked = f" ({format_bytes(plan.compiled_bytes)} compiled)" if plan.compiled_bytes else ""
+    memory.append(f" peak a device{asked}{_breakdown(plan)}", style="not bold default")
     table.add_row("memory", memory)
     return table
 

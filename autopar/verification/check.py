@@ -13,6 +13,7 @@ from autopar.core.plan import Plan
 from autopar.cost_model import Cluster
 from autopar.passes.trace import trace
 from autopar.runtime import PlannedStep
+from autopar.verification.confirm import peak_bytes
 from autopar.verification.hlo import read_program
 from autopar.verification.numerics import Numerics, compare
 from autopar.verification.report import Report, compiled_traffic, predicted_traffic
@@ -72,7 +73,7 @@ def _report(
         backend=backend,
         lowering=lowering,
         predicted_peak_bytes=plan.predicted.peak_bytes,
-        compiled_peak_bytes=_peak_bytes(compiled.memory_analysis(), backend),
+        compiled_peak_bytes=peak_bytes(compiled.memory_analysis(), backend == "tpu"),
         available_bytes=cluster.chip.hbm_bytes,
         predicted=predicted_traffic(plan, scatters=(backend, lowering) != ("cpu", "jit")),
         compiled=compiled_traffic(program.collectives),
@@ -80,11 +81,3 @@ def _report(
         compiled_compute_s=None if cycles is None else cycles / clock_hz(cluster),
         numerics=numerics,
     )
-
-
-def _peak_bytes(memory: Any, backend: str) -> int:
-    """Arguments, results and the most temporaries live at once. XLA:CPU gives these apart."""
-    if backend == "tpu":
-        return memory.peak_memory_in_bytes
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes

@@ -64,8 +64,8 @@ def topology_devices(cluster: Cluster) -> list[Device]:
     name, rank, _ = _generation(cluster)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise OptionError(
-            "backend='tpu' compiles with libtpu, which is not installed; "
-            "install autopar[tpu] (jax[tpu]), or use backend='cpu'"
+            f"{cluster} is compiled for with libtpu, which is not installed; install autopar[tpu] "
+            "(jax[tpu]), or verify on emulated devices, backend='cpu'"
         )
     slices, extents = _extents(cluster, rank)
     layout = f"{name}:{'x'.join(map(str, extents))}"

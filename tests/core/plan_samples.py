@@ -149,4 +149,5 @@ def plans(draw) -> Plan:
             st.lists(st.builds(Recomputation, names, counts, counts, floats), max_size=2).map(tuple)
         ),
         unlimited=draw(curves),
+        compiled_bytes=draw(counts),
     )
