@@ -27,10 +27,10 @@ lint: $(READY) ## Formatting, lint, types and the layers between modules
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(READY) ## Run every program in benchmarks/, one by one
-	@set -e; for program in $(wildcard benchmarks/[!_]*.py); do \
-		echo "== $$program"; $(BIN)/python $$program; \
-	done
+bench: $(READY) ## Run every program in benchmarks/, one by one; fail at the end if one did
+	@failed=; for program in $(sort $(wildcard benchmarks/[!_]*.py)); do \
+		echo "== $$program"; $(BIN)/python $$program || failed="$$failed $$program"; \
+	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 format: $(READY) ## Rewrite the code as the formatter and the linter's fixes want it
 	$(BIN)/ruff check --fix .

@@ -10,12 +10,12 @@ Large models are cut to a few layers, which changes little: layers repeat.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from _common import write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -102,8 +102,7 @@ def main() -> int:
         shown = ["-" if (ratio := ratios[name]) is None else f"{ratio:.2f} x" for name in BASELINES]
         table.add_row(str(case), f"{step_s * 1e3:.4g} ms", str(best.mesh), *shown)
         rows.append({"case": str(case), "step_s": step_s, "mesh": str(best.mesh), **ratios})
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(options.json, rows)
     console.print(table)
     return int(worse)
 

@@ -10,7 +10,6 @@ predicted order with the measured one: Spearman's rank correlation. Times are me
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from _common import write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -103,9 +103,7 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(f"Spearman's rank correlation: {rho:.3f}")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"spearman": rho, "rows": [asdict(row) for row in rows]}, indent=1)
-    options.json.write_text(text + "\n")
+    write_json(options.json, {"spearman": rho, "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

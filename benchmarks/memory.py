@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from _common import require_tpu_compiler, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -200,13 +201,13 @@ def main() -> None:
     parser.add_argument("--budgets", default="100,80,60,40,30,20", help="percent")
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks/memory.json"))
     options = parser.parse_args()
+    require_tpu_compiler()
     found = _read(options.json)
     shares = [int(share) for share in options.budgets.split(",")] if options.budgets else []
     for case in (case for case in CASES if options.only in case.name):
         for row in rows(case, shares, {(r.case, r.variant): r for r in found}):
             found.append(row)
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps([asdict(r) for r in found], indent=1) + "\n")
+            write_json(options.json, [asdict(r) for r in found])
     Console(width=120).print(_table(found))
 
 

@@ -11,7 +11,6 @@ eight emulated CPU devices.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from _common import write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -143,8 +143,7 @@ def main() -> None:
             *(f"{row.ratio:.3f}", f"{row.ratio_low:.3f} to {row.ratio_high:.3f}"),
         )
     console.print(table)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    write_json(options.json, [asdict(row) for row in rows])
     console.print(f"written to {options.json}")
 
 

@@ -23,8 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from published_pricing import Priced, price
-from published_rows import Case, Unpriced, parse
+from _common import write_json
+from _published_pricing import Priced, price
+from _published_rows import Case, Unpriced, parse
 from rich.console import Console
 from rich.table import Table
 
@@ -80,7 +81,9 @@ def run(case: Case) -> Result:
 
 def _kept(case: Case) -> Priced:
     """The row's tasks, priced anew only if the row or autopar has changed."""
-    here = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("publish*.py")))
+    here = b"".join(
+        path.read_bytes() for path in sorted(Path(__file__).parent.glob("*published*.py"))
+    )
     question = repr((case, source_hash())).encode() + here
     path = KEPT / f"{hashlib.sha256(question).hexdigest()}.pickle"
     if path.exists():
@@ -155,8 +158,7 @@ def main() -> None:
     if not options.only and options.groups.exists():
         groups = json.loads(options.groups.read_text())
         rank_groups(groups, {row["id"]: row for row in rows}, console)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    write_json(options.json, [asdict(result) for result in results])
     console.print(f"written to {options.json}")
 
 

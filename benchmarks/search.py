@@ -10,7 +10,6 @@ are the targets (two idle cores). CPU seconds are what to compare where others w
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
 import time
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import jax
+from _common import write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -184,14 +184,9 @@ def main() -> None:
             f"{row.step_s * 1e3:.1f} ms",
             format_bytes(row.resident_bytes),
         )
-        _write(rows, options.json)
+        write_json(options.json, [asdict(row) for row in rows])
     console.print(table)
     console.print(f"written to {options.json}")
-
-
-def _write(rows: list[Row], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from _common import require_tpu_compiler, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks/verify.json"))
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 170)
+    require_tpu_compiler()
     known: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
     chosen = [case for case in CASES if options.only in case.name]
     for case in chosen:
@@ -218,8 +220,7 @@ def main() -> None:
             except autopar.AutoparError as error:
                 console.print(f"{case.name}: {error}")
                 continue
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(known, indent=1) + "\n")
+        write_json(options.json, known)
     rows = [known[case.name] for case in chosen if case.name in known]
     console.print(table(rows))
     for line in summary(rows):

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from published_facts import (
+from _published_facts import (
     ACCELERATORS,
     ATTENTION,
     NAMES,

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from published_rows import Case, Unpriced
+from _published_rows import Case, Unpriced
 
 from autopar.core.layout import B, Layout, Split, divides, shifted
 from autopar.core.mesh import MeshSpec
