@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from autopar.cost_model.hardware import Overlap
+
 Row = Mapping[str, Any]
 
 ACCELERATORS = {
@@ -133,9 +135,11 @@ def linear_type(row: Row) -> str:
     return "fp8" if "fp8" in text or "float8" in text else "bf16"
 
 
-def is_windowed(row: Row) -> bool:
-    """XLA:TPU does it, Megatron-Core does, and torchtitan where it says so."""
+def overlap(row: Row) -> Overlap:
+    """Windowed: XLA:TPU, Megatron-Core, and torchtitan where it says so."""
     framework = str(row.get("framework"))
+    if framework == "Megatron-LM":
+        return "none"  # of 2021: gradients are reduced at the end
     on_tpu = str((row.get("hardware") or {}).get("accelerator")).startswith("TPU")
     async_tp = bool((row.get("parallel") or {}).get("async_tp"))
-    return on_tpu or async_tp or "Megatron-Core" in framework
+    return "windowed" if on_tpu or async_tp or "Megatron-Core" in framework else "async"

@@ -92,15 +92,15 @@ def quantised(every: Sequence[Task], linear: Any, vocab: int) -> tuple[Task, ...
     found: list[Task] = []
     places: list[int] = []
     for task in every:
-        task = dataclasses.replace(task, needs=tuple(places[need] for need in task.needs))
+        task = task._replace(needs=tuple(places[need] for need in task.needs))
         dims = task.load.matmul
         if task.body:
-            task = dataclasses.replace(task, body=quantised(task.body, linear, vocab))
+            task = task._replace(body=quantised(task.body, linear, vocab))
         elif dims and dims[0] == 1 and not task.load.attention_share and vocab not in dims:
             _, m, n, k = dims
             found.append(Task(Load(moved_bytes=6.0 * k * (m + n)), needs=task.needs))
             load = dataclasses.replace(task.load, dtype_class=linear)
-            task = dataclasses.replace(task, load=load, needs=(*task.needs, len(found) - 1))
+            task = task._replace(load=load, needs=(*task.needs, len(found) - 1))
         places.append(len(found))
         found.append(task)
     return tuple(found)

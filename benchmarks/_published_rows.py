@@ -19,8 +19,8 @@ from _published_facts import (
     VARIANTS,
     Row,
     attention_kernel,
-    is_windowed,
     linear_type,
+    overlap,
     was_fitted,
 )
 
@@ -43,10 +43,9 @@ class Case:
         step.
       replicas, shards, model: devices of the mesh by what they split: the batch alone, the batch
         and the state, and the layers (Megatron's tensor parallelism). Outermost first.
+      cluster: its chip's ``overlap`` and ``attention_efficiency`` are those of the framework.
       linear: operands of the linear layers: ``bf16``, ``fp8`` or ``int8``.
-      windowed: whether collectives run beside the matmuls that make or take their values, chunk by
-        chunk. serial: whether nothing overlaps. fitted: see ``was_fitted``.
-      measured_s: seconds of one step.
+      fitted: see ``was_fitted``. measured_s: seconds of one step.
     """
 
     id: str
@@ -59,8 +58,6 @@ class Case:
     shards: int
     model: int
     linear: str
-    windowed: bool
-    serial: bool
     fitted: bool
     measured_s: float | None
 
@@ -103,8 +100,6 @@ def parse(row: Row) -> Case:
         shards=shards,
         model=model,
         linear=linear,
-        windowed=is_windowed(row),
-        serial=row.get("framework") == "Megatron-LM",  # of 2021: gradients are reduced at the end
         fitted=was_fitted(row),
         measured_s=_measured(row, sequences, cluster.device_count),
     )
@@ -186,7 +181,7 @@ def _cluster(hardware: Row, row: Row) -> Cluster:
     )
     share = ATTENTION[attention_kernel(row)].get(name, 0.0)
     changes = {**VARIANTS.get(accelerator, {}), "attention_efficiency": share}
-    chip = dataclasses.replace(cluster.chip, **changes)
+    chip = dataclasses.replace(cluster.chip, overlap=overlap(row), **changes)
     return dataclasses.replace(cluster, chip=chip, levels=levels)
 
 

@@ -3,7 +3,9 @@
     python benchmarks/baselines.py [--only TEXT] [--json FILE]
 
 Every row plans one step for a cluster that need not be at hand, on every mesh that suits a
-strategy. All are priced by the same machinery; exit code 1 if a baseline is faster than the search.
+strategy, and all are priced by the same machinery. Exit code 1 if a baseline costs less than the
+search in what both minimise, the sum of computation and communication. The times shown are of the
+step, less what computation hides, which the search does not see: there a baseline may be faster.
 Large models are cut to a few layers, which changes little: layers repeat.
 """
 
@@ -98,7 +100,9 @@ def main() -> int:
             name: plan.predicted.step_s / step_s if isinstance(plan, Plan) else None
             for name, plan in found.items()
         }
-        worse |= any(ratio is not None and ratio < 1 - 1e-6 for ratio in ratios.values())
+        least_s = best.solver.objective_s * (1 - 1e-6)
+        others = [plan for plan in found.values() if isinstance(plan, Plan)]
+        worse |= any(plan.solver.objective_s < least_s for plan in others)
         shown = ["-" if (ratio := ratios[name]) is None else f"{ratio:.2f} x" for name in BASELINES]
         table.add_row(str(case), f"{step_s * 1e3:.4g} ms", str(best.mesh), *shown)
         rows.append({"case": str(case), "step_s": step_s, "mesh": str(best.mesh), **ratios})

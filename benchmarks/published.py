@@ -60,22 +60,21 @@ def run(case: Case) -> Result:
     found = _kept(case)
     mesh = MeshSpec.of(case.mesh)
     cluster = case.cluster
-    time = step_time(found.tasks, cluster.chip, cluster.axis_links(mesh), case.windowed)
-    step_s = time.compute_s + time.comm_s if case.serial else time.step_s
+    time = step_time(found.tasks, cluster.chip, cluster.axis_links(mesh))
     measured = case.measured_s
     return Result(
         id=case.id,
         source=case.source,
         cluster=str(cluster),
         mesh=str(mesh),
-        step_s=step_s,
+        step_s=time.step_s,
         compute_s=time.compute_s,
         comm_s=time.comm_s,
         peak_bytes=found.peak_bytes,
         fits=found.peak_bytes <= cluster.chip.hbm_bytes,
         fitted=case.fitted,
         measured_s=measured,
-        error=step_s / measured - 1.0 if measured else None,
+        error=time.step_s / measured - 1.0 if measured else None,
     )
 
 

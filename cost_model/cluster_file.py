@@ -124,7 +124,7 @@ def _chip(data: Mapping[str, Any], base: Chip | None) -> Chip:
 
 
 def _chip_value(key: str, value: object) -> object:
-    if key == "name":
+    if key in ("name", "overlap"):
         return str(value)
     if key in _PLAIN:
         if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 from autopar.core.errors import ClusterError
 
 DtypeClass = Literal["bf16", "f32", "f32_highest", "int8", "fp8"]
 LevelKind = Literal["torus", "switch"]
+Overlap = Literal["none", "async", "windowed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,9 @@ class Chip:
       vmem_bytes: on-chip memory that short-lived values may stay in (``Timeline.profile``).
       attention_efficiency: share of the peak that attention reaches where it runs as one kernel
         (``attention``); 0 where it does not, as with XLA's own.
+      overlap: what collectives run beside (module ``overlap``): ``none``, nothing; ``async``,
+        kernels that do not need them; ``windowed``, chunk by chunk also the matmuls that make or
+        take what they move.
     """
 
     name: str
@@ -52,8 +56,12 @@ class Chip:
     matmul_half_k: int = 64
     vmem_bytes: int = 0
     attention_efficiency: float = 0.0
+    overlap: Overlap = "async"
 
     def __post_init__(self) -> None:
+        if self.overlap not in get_args(Overlap):
+            known = ", ".join(map(repr, get_args(Overlap)))
+            raise ClusterError(f"chip.overlap is {self.overlap!r}; it must be one of {known}")
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, (int, float)) and value <= 0 and field.name not in _MAY_BE_ZERO:

@@ -10,6 +10,7 @@ of the backward pass, and what lies between two kernels that depend on each othe
   matmul waits for (casts of gradients, the update) is put off, and makes no kernel wait.
 * A loop's body is run twice in the simulation: what the second run adds is what every further one
   takes.
+* Where ``Chip.overlap`` is ``none``, nothing runs beside anything: a step is the sum of both.
 * *Windowed* collectives (Wang et al., ASPLOS 2023, as XLA:TPU has them) run chunk by chunk beside a
   matmul, a chunk a device: one that reads what is gathered begins with its first chunk, a
   reduce-scatter with the first chunk of the matmul that makes its operand, and either ends no
@@ -21,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from autopar.cost_model.collectives import CollectiveKind, collective_line
 from autopar.cost_model.compute import NOTHING, Load
@@ -45,8 +47,7 @@ class Move:
         return latency * share + self.bytes * per_byte
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """A kernel, a chain of collectives, or a loop.
 
     Attributes:
@@ -73,13 +74,13 @@ class StepTime:
     comm_s: float
 
 
-def step_time(
-    tasks: Sequence[Task], chip: Chip, links: Sequence[Link], windowed: bool = False
-) -> StepTime:
+def step_time(tasks: Sequence[Task], chip: Chip, links: Sequence[Link]) -> StepTime:
     """Simulates one step."""
-    streams = _Streams(chip, links, windowed)
+    streams = _Streams(chip, links, chip.overlap == "windowed")
     streams.run(tasks)
-    return StepTime(streams.drain(), streams.compute_s, streams.comm_s)
+    both_s = streams.compute_s + streams.comm_s
+    step_s = both_s if chip.overlap == "none" else streams.drain()
+    return StepTime(step_s, streams.compute_s, streams.comm_s)
 
 
 @dataclass(slots=True)
@@ -114,6 +115,7 @@ class _Streams:
     done: list[float] = field(default_factory=list[float])
     begun: list[float] = field(default_factory=list[float])
     pending: list[_Pending] = field(default_factory=list[_Pending])
+    seconds: dict[int, float] = field(default_factory=dict[int, float])
     compute_s: float = 0.0
     comm_s: float = 0.0
 
@@ -122,7 +124,7 @@ class _Streams:
         base = len(self.done)
         needed, late = _first_use(tasks), _put_off(tasks)
         for index, task in enumerate(tasks):
-            needs = [base + need for need in task.needs]
+            needs = [base + need for need in task.needs] if base else task.needs
             if late[index]:
                 self._later(task, needs)
             elif task.moves:
@@ -132,14 +134,24 @@ class _Streams:
 
     def _later(self, task: Task, needs: Sequence[int]) -> None:
         """A kernel put off until what it reads is there: it takes its time, and nothing waits."""
-        known = [self.done[need] for need in needs if self.done[need] < math.inf]
         self._compute(task.load)
-        self._ended(max((self.kernels_s, *known)))
+        done = self.kernels_s
+        for need in needs:
+            if done < self.done[need] < math.inf:
+                done = self.done[need]
+        self._ended(done)
+
+    def _there(self, needs: Sequence[int]) -> tuple[float, float]:
+        """When all that is needed is there, and its first chunks; the network runs until then."""
+        whole = may = 0.0
+        for need in needs:
+            whole = max(whole, self._finish(need))
+            may = max(may, self.begun[need])
+        return whole, may
 
     def _send(self, task: Task, needs: Sequence[int], needed: int) -> None:
         seconds = sum(move.seconds(self.links) for move in task.moves)
-        whole = max((self._finish(need) for need in needs), default=0.0)
-        may = max((self.begun[need] for need in needs), default=0.0)
+        whole, may = self._there(needs)
         first, last, ready = seconds, seconds, whole
         if self.windowed and len(task.moves) == 1:
             (move,) = task.moves
@@ -153,8 +165,7 @@ class _Streams:
         self.comm_s += seconds
 
     def _kernel(self, task: Task, needs: Sequence[int]) -> None:
-        whole = max((self._finish(need) for need in needs), default=0.0)
-        may = max((self.begun[need] for need in needs), default=0.0)
+        whole, may = self._there(needs)
         if task.body:
             self.kernels_s = max(self.kernels_s, whole)
             self._loop(task)
@@ -164,10 +175,8 @@ class _Streams:
             self._ended(whole, may)
         elif self.windowed and task.load.matmul is not None:
             start = max(self.kernels_s, may)
-            seconds = task.load.seconds(self.chip)
-            chunk = seconds / CHUNKS
             self.kernels_s = start
-            self._compute(task.load)
+            chunk = self._compute(task.load) / CHUNKS
             if may < whole:
                 self.kernels_s = max(self.kernels_s, whole + chunk)
             self._ended(self.kernels_s, start + chunk)
@@ -176,10 +185,13 @@ class _Streams:
             self._compute(task.load)
             self._ended(self.kernels_s)
 
-    def _compute(self, load: Load) -> None:
-        seconds = load.seconds(self.chip)
+    def _compute(self, load: Load) -> float:
+        seconds = self.seconds.get(id(load))  # tasks share their loads
+        if seconds is None:
+            seconds = self.seconds[id(load)] = load.seconds(self.chip)
         self.kernels_s += seconds
         self.compute_s += seconds
+        return seconds
 
     def _ended(self, done_s: float, begun_s: float | None = None) -> None:
         self.done.append(done_s)
@@ -193,7 +205,7 @@ class _Streams:
 
     def _advance(self) -> None:
         """Runs one collective: of those that can start first, the one that is needed first."""
-        start = max(self.network_s, min(one.ready_s for one in self.pending))
+        start = max(self.network_s, min([one.ready_s for one in self.pending]))
         able = [one for one in self.pending if one.ready_s <= start]
         chosen = min(able, key=lambda one: (one.needed, one.index))
         self.pending.remove(chosen)

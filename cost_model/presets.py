@@ -45,6 +45,7 @@ CPU = Preset(
         hbm_efficiency=1.0,
         matmul_tile=8,
         matmul_half_k=8,
+        overlap="none",  # emulated devices move data with the cores that compute
     ),
     SharedMemory(bandwidth=2e9, latency_s=5e-5),
     ("cpu",),

@@ -49,6 +49,7 @@ def _tpu(
         hbm_efficiency=copy,
         matmul_tile=tile,
         vmem_bytes=vmem_mib * 2**20,
+        overlap="windowed",
     )
 
 

@@ -76,14 +76,14 @@ def _outcome(
 
 
 def _as_table(model: str, cluster: Cluster, outcomes: list[Outcome]) -> RenderableType:
-    headers = ("strategy", "mesh", "step", "of optimal", "compute", "communication", "peak memory")
-    made = screen.table(*headers, right=5)
+    headers = ("strategy", "mesh", "step", "of optimal", "compute", "communication", "exposed")
+    made = screen.table(*headers, "peak memory", right=6)
     for outcome in outcomes:
         plan = outcome.plan
         if plan is None:
             least = None if outcome.error is None else outcome.error.least_bytes
             needs = "" if least is None else f"{format_bytes(least)} or more"
-            made.add_row(outcome.search, "infeasible", *[""] * 4, needs, style="red")
+            made.add_row(outcome.search, "infeasible", *[""] * 5, needs, style="red")
             continue
         predicted = plan.predicted
         ratio = _of_optimal(outcome, outcomes[0])
@@ -94,6 +94,7 @@ def _as_table(model: str, cluster: Cluster, outcomes: list[Outcome]) -> Renderab
             "" if ratio is None else f"{ratio:.2f} x",
             format_seconds(predicted.compute_s),
             format_seconds(predicted.comm_s),
+            format_seconds(predicted.exposed_s),
             format_bytes(predicted.peak_bytes),
             style="bold green" if outcome is outcomes[0] else "",
         )
@@ -126,6 +127,7 @@ def _as_data(outcome: Outcome, optimal: Outcome) -> dict[str, Any]:
         "step_s": plan.predicted.step_s,
         "compute_s": plan.predicted.compute_s,
         "comm_s": plan.predicted.comm_s,
+        "exposed_s": plan.predicted.exposed_s,
         "peak_bytes": plan.predicted.peak_bytes,
         "of_optimal": _of_optimal(outcome, optimal),
     }

@@ -115,11 +115,19 @@ class MemoryCurve:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the cost model expects of one step, per device. Seconds and bytes."""
+    """What the cost model expects of one step, per device. Seconds and bytes.
+
+    Attributes:
+      step_s: of the step: ``compute_s + exposed_s``.
+      compute_s: of all equations. comm_s: of all collectives.
+      exposed_s: by how much collectives prolong the step; computation hides the rest of them.
+      memory: bytes at the peak, by what they are for.
+    """
 
     step_s: float
     compute_s: float
     comm_s: float
+    exposed_s: float
     peak_bytes: int
     host_bytes: int
     memory: Mapping[str, int]

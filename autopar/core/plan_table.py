@@ -92,11 +92,12 @@ def _summary(plan: Plan) -> Table:
     table.add_row("cluster", Text(f"{show_cluster(plan)} ({devices}), mesh {plan.mesh}"))
     took = f" (in {format_seconds(plan.solver.seconds)})" if plan.solver.seconds else ""
     table.add_row("search", Text(show_search(plan) + took))
-    share = 100 * predicted.comm_s / predicted.step_s if predicted.step_s else 0.0
+    share = 100 * predicted.exposed_s / predicted.step_s if predicted.step_s else 0.0
     step = Text(format_seconds(predicted.step_s), style="bold green")
     step.append(
         f" predicted: compute {format_seconds(predicted.compute_s)}, communication "
-        f"{format_seconds(predicted.comm_s)} ({share:.0f} %)",
+        f"{format_seconds(predicted.comm_s)}, exposed {format_seconds(predicted.exposed_s)} "
+        f"({share:.0f} %)",
         style="not bold default",
     )
     table.add_row("step", step)

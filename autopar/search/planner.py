@@ -97,13 +97,7 @@ def _plan(
     problem, found = best.problem, best.solution
     assert found.choice is not None
     states = problem.states(found.choice)
-    resharder = Resharder(problem.mesh, cluster.axis_links(problem.mesh))
-    moved = record.collectives(step, problem, states, resharder)
-    model = memory.on(problem)
-    predicted = record.prediction(
-        *(problem, found.choice, best.peak_bytes, model.breakdown(states)),
-        *(model.curve(states), moved),
-    )
+    predicted = record.prediction(step, cluster, problem, found.choice, memory, best.peak_bytes)
     name = (
         options.search if options.search in ("exhaustive", "random") else default_solver().__name__
     )

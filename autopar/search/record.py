@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from autopar.core.layout import Layout
 from autopar.core.plan import (
     CollectiveUse,
-    MemoryCurve,
     Plan,
     Prediction,
     SolverReport,
@@ -16,12 +15,15 @@ from autopar.core.plan import (
     ValuePlan,
 )
 from autopar.cost_model import Cluster, Resharder
+from autopar.cost_model.overlap import step_time
 from autopar.cost_model.work import itemsize
 from autopar.passes.trace import Step, source_name
 from autopar.search.domains import State
 from autopar.search.graph import Edge, Node
+from autopar.search.memory import MemoryModel
 from autopar.search.network import TICK_S
 from autopar.search.problem import Problem
+from autopar.search.tasks import tasks
 
 
 def strategies(problem: Problem, states: Sequence[State]) -> dict[str, Strategy]:
@@ -107,18 +109,36 @@ def _value_name(step: Step, nodes: Sequence[Node], edge: Edge) -> str:
 
 
 def prediction(
+    step: Step,
+    cluster: Cluster,
     problem: Problem,
-    choice: Sequence[int],
+    choice: tuple[int, ...],
+    memory: MemoryModel,
     peak_bytes: int,
-    memory: Mapping[str, int],
-    curve: MemoryCurve,
-    moved: tuple[CollectiveUse, ...],
 ) -> Prediction:
     """Sums the plan up. Compute is what is left of the objective when communication is taken."""
+    states = problem.states(choice)
+    resharder = Resharder(problem.mesh, cluster.axis_links(problem.mesh))
+    moved = collectives(step, problem, states, resharder)
     comm = sum(one.seconds for one in moved)
-    total = problem.network.cost(choice) * TICK_S
-    compute = max(0.0, total - comm)
-    return Prediction(compute + comm, compute, comm, peak_bytes, 0, dict(memory), moved, curve)
+    exposed = comm
+    if moved and cluster.chip.overlap != "none":
+        made = tasks(problem, states, memory.fusion, memory.attention, resharder)
+        time = step_time(made, cluster.chip, resharder.links)
+        exposed = min(comm, max(0.0, time.step_s - time.compute_s))
+    compute = max(0.0, problem.network.cost(choice) * TICK_S - comm)
+    model = memory.on(problem)
+    return Prediction(
+        step_s=compute + exposed,
+        compute_s=compute,
+        comm_s=comm,
+        exposed_s=exposed,
+        peak_bytes=peak_bytes,
+        host_bytes=0,
+        memory=model.breakdown(states),
+        collectives=moved,
+        curve=model.curve(states),
+    )
 
 
 def solver_report(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from autopar.core.layout import Layout, local_shapes, shifted
 from autopar.cost_model import FusionBorders, Resharder, work
@@ -17,9 +17,9 @@ from autopar.cost_model.attention import AttentionKernels
 from autopar.cost_model.compute import Load, equation_load
 from autopar.cost_model.overlap import Move, Task
 from autopar.cost_model.work import itemsize, shape_of
-from autopar.search.assemble import Problem
 from autopar.search.domains import State
-from autopar.search.graph import Graph, Node
+from autopar.search.graph import Edge, Graph, Node
+from autopar.search.problem import Problem
 
 Order = tuple[float, int]
 """Where a task stands: after which equation, and how far behind it."""
@@ -58,29 +58,37 @@ class _Builder:
         attention: AttentionKernels,
         resharder: Resharder,
     ) -> None:
-        self.graph, self.mesh, self.states = problem.graph, problem.mesh, states
-        self.fusion, self.attention, self.resharder = fusion, attention, resharder
+        self.problem, self.graph, self.mesh = problem, problem.graph, problem.mesh
+        self.states, self.fusion, self.attention = states, fusion, attention
+        self.resharder = resharder
         self.loops = _Loops(problem.graph)
         self.items: dict[str, dict[object, _Item]] = defaultdict(dict)
+        # Nodes that share a variable do the same, and so do edges of one group.
+        self.own: dict[tuple[int, bool], Task] = {}
+        self.moved: dict[int, tuple[Move, ...]] = {}
 
     def build(self) -> tuple[Task, ...]:
-        for node in self.graph.nodes:
-            self._place(node)
+        places = zip(self.graph.nodes, self.loops.home, self.problem.variables, strict=True)
+        for node, home, variable in places:
+            key = (variable, self.graph.heads[node.index])
+            task = self.own.get(key)
+            if task is None:
+                task = self.own[key] = self._own_task(node)
+            order = (node.index, 0) if node.kind == "op" else BEFORE
+            self.items[home][node.index] = _Item(order, task)
         for name, order in self.loops.first.items():
             if name:
                 self.items[self.loops.parent(name)][name] = _Item((order, 0), Task())
-        for index, edge in enumerate(self.graph.edges):
-            self._connect(index, edge.src, edge.dst)
+        groups = self.problem.groups.tolist()
+        for index, (edge, group) in enumerate(zip(self.graph.edges, groups, strict=True)):
+            self._connect(index, edge, group)
         return self._ordered("")
 
-    def _place(self, node: Node) -> None:
-        home = self.loops.home[node.index]
+    def _own_task(self, node: Node) -> Task:
+        """What a node does by itself: a kernel, or the gathering of an input."""
         if node.kind == "op":
-            task = Task(self._load(node), ahead=self.graph.heads[node.index])
-            self.items[home][node.index] = _Item((node.index, 0), task)
-            return
-        moves = self._rest_moves(node)
-        self.items[home][node.index] = _Item(BEFORE, Task(moves=moves))
+            return Task(self._load(node), ahead=self.graph.heads[node.index])
+        return Task(moves=self._rest_moves(node))
 
     def _load(self, node: Node) -> Load:
         eqn, state = node.eqn, self.states[node.index]
@@ -112,28 +120,30 @@ class _Builder:
             if one.bytes and one.kind != "mask"
         )  # fmt: skip
 
-    def _connect(self, index: int, src: int, dst: int) -> None:
+    def _connect(self, index: int, edge: Edge, group: int) -> None:
         """Makes the reader of an edge need its maker, through the layout change if there is one."""
-        edge, graph = self.graph.edges[index], self.graph
-        place = self.loops.common(src, dst)
-        maker, reader = self.loops.stand_in(src, place), self.loops.stand_in(dst, place)
-        to_rest = graph.nodes[dst].kind == "input"
-        left = shifted(self.states[src].results[edge.port], edge.src_shift)
-        slot = 0 if to_rest else edge.slot
-        right = shifted(self.states[dst].operands[slot], edge.dst_shift)
+        node = self.graph.nodes[edge.dst]
+        place, maker, reader = self.loops.meet(edge.src, edge.dst)
         items = self.items[place]
-        moves = self._moves(edge.shape, edge.itemsize, left, right, edge.coalesced)
-        back = to_rest or (place and graph.nodes[dst].name.startswith(f"{place}.in"))
+        moves = self.moved.get(group)
+        if moves is None:
+            moves = self.moved[group] = self._edge_moves(edge)
         if moves:
             order = items[maker].order
             items["edge", index] = _Item((order[0], order[1] + 1), Task(moves=moves), [maker])
             maker = ("edge", index)
-        if back:
+        if node.kind == "input" or (place and node.name.startswith(f"{place}.in")):
             return  # the next step, or the next trip of the loop
-        items[reader].needs.append(maker)
-        if graph.nodes[dst].kind != "op" and reader == dst:
+        item = items[reader]
+        item.needs.append(maker)
+        if node.kind != "op" and reader == edge.dst:
             after = items[maker].order
-            items[reader].order = max(items[reader].order, (after[0], after[1] + 1))
+            item.order = max(item.order, (after[0], after[1] + 1))
+
+    def _edge_moves(self, edge: Edge) -> tuple[Move, ...]:
+        left = shifted(self.states[edge.src].results[edge.port], edge.src_shift)
+        right = shifted(self.states[edge.dst].operands[edge.slot], edge.dst_shift)
+        return self._moves(edge.shape, edge.itemsize, left, right, edge.coalesced)
 
     def _ordered(self, name: str) -> tuple[Task, ...]:
         items = self.items[name]
@@ -142,10 +152,10 @@ class _Builder:
         found: list[Task] = []
         for index, key in enumerate(keys):
             item = items[key]
-            needs = {position[need] for need in item.needs if position[need] < index}
-            task = replace(item.task, needs=tuple(sorted(needs)))
+            places = [position[need] for need in item.needs]
+            task = item.task._replace(needs=tuple([place for place in places if place < index]))
             if isinstance(key, str):
-                task = replace(task, body=self._ordered(key), trips=self.loops.trips(key))
+                task = task._replace(body=self._ordered(key), trips=self.loops.trips(key))
             found.append(task)
         return tuple(found)
 
@@ -159,22 +169,21 @@ class _Loops:
     def __init__(self, graph: Graph) -> None:
         self._runs: dict[str, int] = {"": 1}
         for node in graph.nodes:
+            if node.trips == 1:
+                continue
             if node.kind == "op":
-                self._runs.setdefault(node.name.rpartition("/")[0], node.trips)
+                self._runs[node.name.rpartition("/")[0]] = node.trips
             elif ".in" in node.name:  # a region may hold nothing but other regions
                 self._runs.setdefault(node.name.rpartition(".in")[0], node.trips)
+        self._around: dict[str, str] = {}
         self.first: dict[str, int] = {}
-        self.home = [self._home(node) for node in graph.nodes]
+        self.home = ["" if node.trips == 1 else self._home(node) for node in graph.nodes]
         for node, home in zip(graph.nodes, self.home, strict=True):
-            while node.kind == "op":
-                self.first.setdefault(home, node.index)
-                if not home:
-                    break
-                home = self.parent(home)
+            while node.kind == "op" and home not in self.first:
+                self.first[home] = node.index
+                home = self.parent(home) if home else home
 
     def _home(self, node: Node) -> str:
-        if node.name.startswith(("in:", "const:", "out:")):
-            return ""
         region = node.name.rpartition("/")[0]
         if node.kind == "hub" and ".in" in node.name:
             region = node.name.rpartition(".in")[0]
@@ -188,12 +197,12 @@ class _Loops:
 
     def _loop(self, region: str) -> str:
         """The outermost region that runs as often, on the way out."""
-        while region:
+        found = self._around.get(region)
+        if found is None:
             outside = region.rpartition("/")[0].rpartition("/")[0]
-            if self._runs[outside] != self._runs[region]:
-                return region
-            region = outside
-        return region
+            alike = region and self._runs.get(outside, 1) == self._runs[region]
+            found = self._around[region] = self._loop(outside) if alike else region
+        return found
 
     def parent(self, loop: str) -> str:
         return self._loop(loop.rpartition("/")[0].rpartition("/")[0])
@@ -201,17 +210,19 @@ class _Loops:
     def trips(self, loop: str) -> int:
         return self._runs[loop] // self._runs[self.parent(loop)]
 
-    def common(self, a: int, b: int) -> str:
-        """The innermost loop that holds both nodes."""
+    def meet(self, a: int, b: int) -> tuple[str, object, object]:
+        """The innermost loop that holds both nodes, and what stands for each in it."""
+        place = self.home[b]
+        if place == self.home[a]:
+            return place, a, b
         around: list[str] = [self.home[a]]
         while around[-1]:
             around.append(self.parent(around[-1]))
-        place = self.home[b]
         while place not in around:
             place = self.parent(place)
-        return place
+        return place, self._stand_in(a, place), self._stand_in(b, place)
 
-    def stand_in(self, node: int, place: str) -> object:
+    def _stand_in(self, node: int, place: str) -> object:
         """The node, or the loop in ``place`` that holds it."""
         home, inner = self.home[node], None
         while home != place:

@@ -45,7 +45,8 @@ def gpt_plan(**changes) -> Plan:
         "predicted": Prediction(
             step_s=1.25e-3,
             compute_s=1e-3,
-            comm_s=0.25e-3,
+            comm_s=0.5e-3,
+            exposed_s=0.25e-3,
             peak_bytes=12_000_000,
             host_bytes=0,
             memory={"parameters": 3 * 2**20, "activations": 8 * 2**20, "batch": 0},
@@ -130,7 +131,7 @@ def plans(draw) -> Plan:
         strategies=draw(st.dictionaries(names, st.builds(Strategy, sides, sides), max_size=4)),
         hubs=draw(st.dictionaries(names, layouts, max_size=3)),
         predicted=Prediction(
-            *(draw(floats) for _ in range(3)),
+            *(draw(floats) for _ in range(4)),
             peak_bytes=draw(counts),
             host_bytes=draw(counts),
             memory=draw(st.dictionaries(names, counts, max_size=2)),

@@ -38,7 +38,7 @@ def test_what_a_newcomer_reads_first():
     assert squeezed(gpt_plan())[:4] == [
         "cluster cpu:8 (8 devices), mesh data=4 x model=2",
         "search optimal: proven optimal among plans that treat repeated layers alike (in 310 ms)",
-        "step 1.25 ms predicted: compute 1.00 ms, communication 250 us (20 %)",
+        "step 1.25 ms predicted: compute 1.00 ms, communication 500 us, exposed 250 us (20 %)",
         "memory 11.4 MiB peak a device: activations 8.00 MiB, parameters 3.00 MiB",
     ]
 
@@ -115,9 +115,10 @@ def test_fallbacks_are_named():
 
 
 def test_no_communication_and_no_time():
-    text = render(with_prediction(collectives=(), step_s=0.0, comm_s=0.0, compute_s=0.0, memory={}))
+    none = dict.fromkeys(("step_s", "compute_s", "comm_s", "exposed_s"), 0.0)
+    text = render(with_prediction(collectives=(), memory={}, **none))
     assert "communication  " not in text
-    assert "0 s predicted: compute 0 s, communication 0 s (0 %)" in text
+    assert "0 s predicted: compute 0 s, communication 0 s, exposed 0 s (0 %)" in text
     assert "11.4 MiB peak a device\n" in text
 
 

@@ -66,6 +66,7 @@ def test_preset_and_shape_are_enough(tmp_path: Path) -> None:
         ("hbm_bytes", "hbm_size", r"chip.hbm_size is not known; did you mean chip.hbm_bytes\?"),
         ('"96 GiB"', '"96 Gib"', r"chip.hbm_bytes: unknown unit 'Gib' .*'GiB'"),
         ("0.6", '"fast"', r"chip.matmul_efficiency: 'fast' is not a number"),
+        ("matmul_efficiency = 0.6", 'overlap = "all"', r"chip.overlap is 'all'; .* 'async'"),
         ("0.6", "1.2", r"chip.matmul_efficiency is 1.2; it is a share, at most 1"),
         ('preset = "h100"', "", r"chip.bf16_flops: missing; give it, or start from a preset"),
         ('"h100"', '"h10"', r"unknown cluster preset 'h10'; did you mean 'h100'"),

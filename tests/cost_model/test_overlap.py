@@ -6,6 +6,7 @@ import pytest
 
 from autopar.cost_model import Cluster, Link
 from autopar.cost_model.compute import Load
+from autopar.cost_model.hardware import Overlap
 from autopar.cost_model.overlap import Move, Task, step_time
 
 CHIP = dataclasses.replace(Cluster.preset("tpu-v5e").chip, launch_s=0.0, hbm_efficiency=1.0)
@@ -25,8 +26,8 @@ def gather(units: float, *needs: int) -> Task:
     return Task(moves=(Move("all-gather", 0, 2, payload, coalesced=False),), needs=needs)
 
 
-def units(*tasks: Task, windowed: bool = False) -> float:
-    return step_time(tasks, CHIP, LINKS, windowed).step_s / UNIT
+def units(*tasks: Task, overlap: Overlap = "async") -> float:
+    return step_time(tasks, dataclasses.replace(CHIP, overlap=overlap), LINKS).step_s / UNIT
 
 
 def test_a_weight_is_gathered_behind_the_layer_before() -> None:
@@ -66,14 +67,19 @@ def test_sums_do_not_depend_on_overlap() -> None:
     assert found.comm_s == pytest.approx(8 * UNIT)
 
 
+def test_nothing_hides_where_nothing_overlaps() -> None:
+    tasks = (gather(1.5), kernel(), kernel(0, 1), Task(body=(gather(0.8), kernel(0)), trips=10))
+    assert units(*tasks, overlap="none") == pytest.approx(1.5 + 2 + 18)
+
+
 def test_windows_hide_all_but_a_chunk() -> None:
     gathered = (kernel(), gather(0.8, 0), kernel(1))
     assert units(*gathered) == pytest.approx(2.8)
-    assert units(*gathered, windowed=True) == pytest.approx(2.4)  # one chunk of two shows
+    assert units(*gathered, overlap="windowed") == pytest.approx(2.4)  # one chunk of two shows
     move = dataclasses.replace(gather(0.8).moves[0], kind="reduce-scatter")
     scattered = (kernel(), Task(moves=(move,), needs=(0,)), kernel(1))
     assert units(*scattered) == pytest.approx(2.8)
-    assert units(*scattered, windowed=True) == pytest.approx(2.4)
+    assert units(*scattered, overlap="windowed") == pytest.approx(2.4)
 
 
 def test_casts_of_weights_are_done_ahead() -> None:
