@@ -143,34 +143,54 @@ def test_compute_bound_on_gpus() -> None:
 
 
 ZERO = {
-    # Devices to GB a device with 7.5 billion parameters: stages 1, 2 and 3.
-    1: (120, 120, 120),
-    4: (52.5, 41.3, 30),
-    16: (35.6, 21.6, 7.5),
-    64: (31.4, 16.6, 1.88),
-    256: (30.4, 15.4, 0.47),
-    1024: (30.1, 15.1, 0.12),
+    # Billions of parameters, and a GPT of about as many: devices to GB a device, stages 1, 2 and 3.
+    (7.5, 36, 4096): {
+        1: (120, 120, 120),
+        4: (52.5, 41.3, 30),
+        16: (35.6, 21.6, 7.5),
+        64: (31.4, 16.6, 1.88),
+        256: (30.4, 15.4, 0.47),
+        1024: (30.1, 15.1, 0.12),
+    },
+    (128.0, 70, 12288): {
+        1: (2048, 2048, 2048),
+        4: (896, 704, 512),
+        16: (608, 368, 128),
+        64: (536, 284, 32),
+        256: (518, 263, 8),
+        1024: (513, 257, 2),
+    },
+    (1000.0, 128, 25600): {
+        1: (16000, 16000, 16000),
+        4: (7000, 5500, 4000),
+        16: (4750, 2875, 1000),
+        64: (4187, 2218, 250),
+        256: (4046, 2054, 62.5),
+        1024: (4011, 2013, 15.6),
+    },
 }
 
 
-@pytest.mark.parametrize("devices", ZERO)
-def test_zero_table_1(devices: int) -> None:
+@pytest.mark.parametrize("model", ZERO, ids=lambda model: f"{model[0]:g}B")
+def test_zero_table_1(model: tuple[float, int, int]) -> None:
     # 2 bytes of weights and 2 of gradients a parameter, 12 of f32 weights and moments; what a stage
     # splits rests as `placement` has it.
-    config = GPTConfig(layers=36, d_model=4096, heads=32, vocab=51200, scan=True)
+    billions, layers, width = model
+    config = GPTConfig(layers=layers, d_model=width, heads=32, vocab=51200, scan=True)
     workload = make_workload("zero", config, optimizer=default_optimizer(), batch_size=1)
     params = jax.tree.leaves_with_path(workload.abstract_state().params)
-    mesh = MeshSpec.of((devices,))
+    scale = billions / workload.parameter_count()
 
-    def held(split: bool) -> float:
-        place = placement(mesh, (0,), (0,) if split and devices > 1 else ())
-        return sum(
+    def held(mesh: MeshSpec, split: int) -> float:
+        place = placement(mesh, (0,), (0,) if split and mesh.device_count > 1 else ())
+        return scale * sum(
             math.prod(local_shape(leaf.shape, place(str(path), leaf.shape, PARAMETERS), mesh))
             for path, leaf in params
         )
 
-    scale = 7.5 / workload.parameter_count()
-    for splits, expected in zip(((0, 0, 1), (0, 1, 1), (1, 1, 1)), ZERO[devices], strict=True):
-        weights, gradients, state = (held(bool(split)) for split in splits)
-        found = (2 * weights + 2 * gradients + 12 * state) * scale
-        assert found == pytest.approx(expected, rel=0.02, abs=0.005)  # printed to two digits
+    for devices, row in ZERO[model].items():
+        mesh = MeshSpec.of((devices,))
+        for splits, expected in zip(((0, 0, 1), (0, 1, 1), (1, 1, 1)), row, strict=True):
+            weights, gradients, state = (held(mesh, split) for split in splits)
+            found = 2 * weights + 2 * gradients + 12 * state
+            assert found == pytest.approx(expected, rel=0.02, abs=0.005), devices  # two digits
