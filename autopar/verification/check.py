@@ -75,7 +75,11 @@ def _report(
         predicted_peak_bytes=plan.predicted.peak_bytes,
         compiled_peak_bytes=peak_bytes(compiled.memory_analysis(), backend == "tpu"),
         available_bytes=cluster.chip.hbm_bytes,
-        predicted=predicted_traffic(plan, scatters=(backend, lowering) != ("cpu", "jit")),
+        predicted=predicted_traffic(
+            plan,
+            scatters=(backend, lowering) != ("cpu", "jit"),
+            windowed=(backend, lowering) == ("tpu", "jit"),
+        ),
         compiled=compiled_traffic(program.collectives),
         predicted_compute_s=plan.predicted.compute_s,
         compiled_compute_s=None if cycles is None else cycles / clock_hz(cluster),

@@ -3,7 +3,8 @@ r"""What a compiled program sends, and how long its kernels take, by the compile
 Every collective is counted once, as often as the loops around it run. XLA:TPU writes one collective
 in many ways (measured, libtpu 0.0.42):
 
-* in pieces, spread over the fusions that hide it: they share a ``chain_id``;
+* in pieces, spread over the fusions that hide it, those of windowed loops (below) included: they
+  share a ``chain_id``;
 * a reduce-scatter as an all-reduce inside a computation named ``all-reduce-scatter``;
 * a product with its gather or reduce-scatter as a loop of ``collective-permute``: a *windowed* one,
   by the name of its body, and the permute that joins the loop's two halves after it.
@@ -32,6 +33,7 @@ _OPCODES = {
 }
 _WINDOWED = re.compile(r"windowed_dot_general_body_(ag|rs)")
 _WINDOWS = {"ag": "all-gather", "rs": "reduce-scatter"}
+_NAME = r'op_name="([^"]*)"'
 _CYCLES = r'"estimated_cycles":"(\d+)"'
 
 
@@ -76,14 +78,16 @@ def read_program(text: str, mesh: MeshSpec) -> Program:
     module = parse(text)
     found: dict[object, Collective] = {}
     cycles: list[int] = []
-    for computation, loop, trips, fused in _walk(module, module.entry, "", 1, False):
+    for computation, loop, trips, fused in _walk(module, module.entry, _TOP, 1, False):
         for one in module.computations[computation]:
             kind = _OPCODES.get(one.opcode)
             if kind is not None:
                 # Channel numbers are shared by collectives that have nothing to do with each other.
                 chain = one.attribute(r'chain_id="(\d+)"') if fused else None
-                key = (loop, chain) if chain else (computation, one.name)
-                found.setdefault(key, _collective(module, computation, one, kind, trips, mesh))
+                home = _TOP if _is_hidden(one) else loop
+                key = (home, one.attribute(_NAME), chain) if chain else (computation, one.name)
+                often = home.trips if chain else trips
+                found.setdefault(key, _collective(module, computation, one, kind, often, mesh))
             elif not fused and one.opcode != "while":
                 spent = one.integer(_CYCLES)
                 if spent is not None:
@@ -91,9 +95,26 @@ def read_program(text: str, mesh: MeshSpec) -> Program:
     return Program(tuple(found.values()), sum(cycles) if cycles else None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    """A loop of the program itself, not a windowed one, and how often its body runs in a step."""
+
+    path: str
+    trips: int
+
+
+_TOP = _Loop("", 1)
+
+
+def _is_hidden(one: Instruction) -> bool:
+    """Whether a collective comes from outside of all loops, whatever loops its pieces are put in."""
+    name = one.attribute(_NAME)
+    return name is not None and "while/body" not in name
+
+
 def _walk(
-    module: Module, name: str, loop: str, trips: int, fused: bool
-) -> Iterator[tuple[str, str, int, bool]]:
+    module: Module, name: str, loop: _Loop, trips: int, fused: bool
+) -> Iterator[tuple[str, _Loop, int, bool]]:
     """``(computation, innermost loop around it, how often it runs, whether in a fusion)``."""
     yield name, loop, trips, fused
     for one in module.computations[name]:
@@ -101,9 +122,11 @@ def _walk(
             if called not in module.computations:
                 continue
             if one.opcode == "while":
-                yield from _walk(
-                    module, called, f"{loop}/{one.name}", trips * module.trips(one), fused
+                inner = trips * module.trips(one)
+                own = (
+                    loop if _WINDOWED.search(one.rest) else _Loop(f"{loop.path}/{one.name}", inner)
                 )
+                yield from _walk(module, called, own, inner, fused)
             else:
                 yield from _walk(module, called, loop, trips, fused or one.opcode == "fusion")
 
@@ -122,7 +145,7 @@ def _collective(
         if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"
         sent = wire_bytes(kind, payload, size)
-    name = one.attribute(r'op_name="([^"]*)"') or one.name
+    name = one.attribute(_NAME) or one.name
     return Collective(kind, form, axis_of(groups, mesh), payload, sent, trips, name)
 
 

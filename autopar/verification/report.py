@@ -15,6 +15,9 @@ from autopar.verification.numerics import Numerics
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+LEAST_WINDOWED = 4
+"""Devices round a ring, at least, for a product to be computed piece by piece along it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
@@ -134,13 +137,29 @@ class Report:
             )
 
 
-def predicted_traffic(plan: Plan, scatters: bool = True) -> tuple[Traffic, ...]:
-    """What the plan says is sent. Without ``scatters`` they count as all-reduces."""
+def predicted_traffic(
+    plan: Plan, scatters: bool = True, windowed: bool = False
+) -> tuple[Traffic, ...]:
+    """What the plan says is sent.
+
+    Args:
+      scatters: whether reduce-scatters count as such, and not as all-reduces.
+      windowed: whether those of matrix products run as windowed loops, which pass their sums round
+        the ring both ways: so each device sends two more parts than it must.
+    """
     sizes = dict(zip(plan.mesh.names, plan.mesh.sizes, strict=True))
+    made = {(one.value, one.bytes) for one in plan.predicted.collectives}
     found: list[tuple[str, str, float, int]] = []
     for one in plan.predicted.collectives:
+        size = sizes[one.axis]
         kind = one.kind if scatters or one.kind != "reduce-scatter" else "all-reduce"
-        found.append((kind, one.axis, wire_bytes(kind, one.bytes, sizes[one.axis]), one.count))
+        sent = wire_bytes(kind, one.bytes, size)
+        product = one.value.removesuffix(" (grad)").endswith("dot_general")
+        # Several axes are one ring: what is scattered further gets no parts of its own.
+        last = (one.value, one.bytes // size) not in made
+        if windowed and kind == "reduce-scatter" and product and last and size >= LEAST_WINDOWED:
+            sent += 2 * one.bytes / size
+        found.append((kind, one.axis, sent, one.count))
     return _summed(found)
 
 

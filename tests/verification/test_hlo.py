@@ -115,6 +115,34 @@ def test_a_windowed_loop_is_a_reduce_scatter_and_runs_as_its_counter_says():
     assert found.cycles == 40
 
 
+HIDING = """
+%piece (a: f32[4]) -> f32[16] {
+  ROOT %g = f32[16] all-gather(%a), dimensions={0}, {chain_id="7"}, METADATA
+}
+
+%windowed_dot_general_body_rs (x: f32[4]) -> f32[4] {
+  ROOT %h = f32[16] fusion(%x), kind=kCustom, calls=%piece
+}
+
+%body (x: f32[4]) -> f32[4] {
+  %w = f32[4] while(%x), condition=%cond, body=%windowed_dot_general_body_rs, TWO
+  ROOT %h.1 = f32[16] fusion(%w), kind=kCustom, calls=%piece
+}
+"""
+
+
+@pytest.mark.parametrize(("name", "count"), [("while/body/dot", 3), ("lm_head/convert", 1)])
+def test_pieces_of_a_collective_in_loops_that_hide_it_are_one(name: str, count: int):
+    text = program(
+        "%w.1 = f32[4] while(%p), condition=%cond, body=%body, "
+        'backend_config={"known_trip_count":{"n":"3"}}',
+        others=HIDING.replace("METADATA", f'{ALL}, metadata={{op_name="{name}"}}').replace(
+            "TWO", 'backend_config={"known_trip_count":{"n":"2"}}'
+        ),
+    )
+    assert one(text).count == count
+
+
 def test_a_known_trip_count_is_believed():
     text = program(
         "%w = f32[4] while(%p), condition=%cond, body=%b, "
