@@ -4,14 +4,15 @@ A static analysis of one jaxpr, before sharding, after XLA:TPU's habits (measure
 
 1. **Views** (reshape, transpose, copy and the like) are their root: no bytes of their own.
 2. **Heavy** operations (matmul, convolution, gather, scatter, sort, reductions, loops, and whatever
-   is unknown) write their results. Gathers, scatters and loops also need their operands written,
-   except *cheap* ones: constants, iota, and broadcasts of scalars. A one-hot scatter (the gradient
-   of ``take_along_axis``) is elementwise.
+   is unknown) write their results. Gathers, scatters, loops and reductions of windows also need
+   their operands written, except *cheap* ones: constants, iota, and broadcasts of scalars. A
+   one-hot scatter (the gradient of ``take_along_axis``) is elementwise.
 3. A matmul's or convolution's buffer moves down its chain of single-user elementwise consumers of
    its size (output fusion) to the last of its narrowest values: converts to wider types are left to
    the consumers. Where two chains meet, the later one goes on.
 4. Any other elementwise value is recomputed in each consumer, unless it has two or more consumers,
-   two or more full-size non-input ancestors, and those ancestors' bytes exceed 2.25 times its own.
+   two or more full-size non-input ancestors, and those ancestors' bytes exceed 2.25 times its own
+   or a convolution reads it, which takes in one large operand and no more.
 5. Inputs lie in memory, results are written, both for the whole step and for every region's body.
 
 A fused group ends at the value it writes (its *sink*). The whole group is one kernel, so its reads
@@ -47,6 +48,8 @@ class FusionBorders:
       softmaxes: the exponentials that a matmul's kernel writes, holding whole rows for their
         maximum, and what it would write if the maximum were at hand.
       narrow: f32 values that only matmuls of default precision use: XLA:TPU stores them as bf16.
+      fused: the values that are computed inside the kernels that read them, those made of scalars
+        and iota alone left out.
     """
 
     reads: Mapping[tuple[Var, int], float]
@@ -56,6 +59,7 @@ class FusionBorders:
     sources: Mapping[Var, tuple[Var, ...]]
     narrow: frozenset[Var]
     softmaxes: Mapping[Var, Var]
+    fused: frozenset[Var]
 
     def reads_of(self, eqn: JaxprEqn) -> tuple[float, ...]:
         """For each operand of ``eqn``, how often it is read."""
@@ -92,6 +96,9 @@ def fusion_borders(jaxpr: Jaxpr | ClosedJaxpr) -> FusionBorders:
         sources={key: found for graph in graphs for key, found in graph.kernels.items()},
         narrow=frozenset(var for graph in graphs for var in graph.written if graph.is_narrow(var)),
         softmaxes={exp: found for graph in graphs for exp, found in graph.softmaxes.items()},
+        fused=frozenset(
+            var for graph in graphs for var in graph.needed_for if var not in graph.cheap
+        ),
     )
 
 

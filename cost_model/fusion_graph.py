@@ -39,6 +39,12 @@ _ELEMENTWISE = frozenset(
     )
 )
 _NEED_OPERANDS = frozenset(("gather", "update", "region", "linalg"))
+_WINDOWS = frozenset(
+    (
+        *("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"),
+        *("select_and_scatter", "select_and_scatter_add", "select_and_gather_add"),
+    )
+)
 _CHEAP_SIZE = 1  # elements of what may be broadcast for free
 
 
@@ -130,7 +136,8 @@ class FusionGraph:
         """Fills ``written`` and ``charged``, and says what is behind all that is not written."""
         needed = set(self.outputs)
         for eqn in self.jaxpr.eqns:
-            if kind_of(eqn) in _NEED_OPERANDS and not is_elementwise(eqn):
+            whole = kind_of(eqn) in _NEED_OPERANDS or eqn.primitive.name in _WINDOWS
+            if whole and not is_elementwise(eqn):
                 needed.update(v for v in self.sources(eqn) if v not in self.cheap)
         moved = self._move_down(needed)
         for eqn in self.jaxpr.eqns:
@@ -233,7 +240,9 @@ class FusionGraph:
             return False
         full = [v for v in ancestors if v in self.written and elements(v) >= elements(var)]
         size = sum(aval_bytes(v.aval) for v in full)
-        return len(full) >= 2 and size > RECOMPUTE_RATIO * aval_bytes(var.aval)
+        convolved = any(KINDS.get(u.primitive.name) == "conv" for u in self.users[var])
+        dear = convolved or size > RECOMPUTE_RATIO * aval_bytes(var.aval)
+        return len(full) >= 2 and dear
 
     def count_reads(self) -> None:
         """Charges every group's reads to the equation that ends it, and lists what it needs."""

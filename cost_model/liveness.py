@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
@@ -54,7 +54,7 @@ class Walk:
     busy: set[Var] = field(default_factory=set[Var])
     alias: dict[Var, Var] = field(default_factory=dict[Var, Var])
     instant_of: dict[Var, int] = field(default_factory=dict[Var, int])
-    hoisted: list[Span] = field(default_factory=list[Span])
+    hoisted: dict[tuple[Var, str], Span] = field(default_factory=dict[tuple[Var, str], Span])
     taken: list[tuple[Var, int]] = field(default_factory=list[tuple[Var, int]])
 
     @property
@@ -154,13 +154,10 @@ class Walk:
         initial = [atom for region in nested for atom in _initial_carries(region)]
         for region in nested:
             self._enter(region, carried, eqn)
-            hoists = _hoisted_casts(region)
             self.body(region.body, backward, tail)
             for _, out in region.carries:
                 self._read(out, self.clock - 1)
-            self.hoisted.extend(
-                Span(var, start, self.clock, "hoisted", region.trips) for var in hoists
-            )
+            self._hoist(region, start)
         end = self._tick(eqn, backward, tail)
         for atom in initial:
             self._read(atom, start)
@@ -169,6 +166,13 @@ class Walk:
         for atom in eqn.invars:
             if not any(atom is other for other in initial):
                 self._read(atom, end)
+
+    def _hoist(self, region: Region, start: int) -> None:
+        """Notes the casts made before a loop that has just run; two loops share them."""
+        for stack, var in _hoisted_casts(region):
+            key = self.resolve(stack), str(var.aval)
+            first = self.hoisted.get(key, Span(var, start, start, "hoisted", region.trips))
+            self.hoisted[key] = replace(first, end=self.clock)
 
     def _enter(self, region: Region, carried: int, eqn: JaxprEqn) -> None:
         """Carries live in the results' buffers, other inputs in the operands'."""
@@ -218,7 +222,7 @@ class Walk:
             if var not in outputs and taken.get(var) == end and end > start:
                 end -= 1  # it becomes the loop's carry
             yield Span(var, start, end, "value", 0.5 if var in self.borders.narrow else 1.0)
-        yield from self.hoisted
+        yield from self.hoisted.values()
 
 
 def _initial_carries(region: Region) -> list[Atom]:
@@ -259,18 +263,38 @@ def _is_heavy(eqn: JaxprEqn) -> bool:
     )
 
 
-def _hoisted_casts(region: Region) -> list[Var]:
-    """Results of narrowing casts that are all a body does with something it scans over."""
-    stacked = {link.inner for link in region.inputs if link.stacked}
-    users: dict[Atom, list[JaxprEqn]] = {}
-    for eqn in region.body.eqns:
-        for atom in eqn.invars:
-            if isinstance(atom, Var) and atom in stacked:
-                users.setdefault(atom, []).append(eqn)
+def _hoisted_casts(region: Region) -> list[tuple[Var, Var]]:
+    """Stacks that a body does nothing with but to narrow each slice, and the results of that."""
+    stacks = {link.inner: link.outer for link in region.inputs if link.stacked}
+    users: dict[Var, list[JaxprEqn]] = {}
+    for var, eqn in _uses(region.body, {}):
+        users.setdefault(var, []).append(eqn)
     return [
-        found[0].outvars[0]
-        for found in users.values()
-        if len(found) == 1
-        and found[0].primitive.name == "convert_element_type"
+        (stack, found[0].outvars[0])
+        for inner, stack in stacks.items()
+        if isinstance(inner, Var)
+        and isinstance(stack, Var)
+        and len(found := users.get(inner, [])) == 1
+        if found[0].primitive.name == "convert_element_type"
         and itemsize(found[0].outvars[0].aval) < itemsize(found[0].invars[0].aval)
     ]
+
+
+def _uses(body: Jaxpr, outside: Mapping[Var, Var]) -> Iterator[tuple[Var, JaxprEqn]]:
+    """What each equation reads, those of bodies that run once and always (``remat``) included.
+
+    ``outside``: inputs of the body that are known by another name.
+    """
+    for eqn in body.eqns:
+        nested = regions(eqn) or ()
+        if len(nested) == 1 and nested[0].trips == 1 and not nested[0].carries:
+            names = {
+                link.inner: outside.get(link.outer, link.outer)
+                for link in nested[0].inputs
+                if isinstance(link.inner, Var) and isinstance(link.outer, Var)
+            }
+            yield from _uses(nested[0].body, names)
+        else:
+            for atom in eqn.invars:
+                if isinstance(atom, Var):
+                    yield outside.get(atom, atom), eqn

@@ -44,9 +44,16 @@ CATEGORIES = (
 what re-layouts put there."""
 
 SHORT_KERNELS = 6
-"""A value that lives no longer may stay in on-chip memory (measured, v5e)."""
+"""Kernels that an operand waits, at most, while it is not worth writing (measured, v5e)."""
+
+HELD_RATIO = 10.0
+"""A value stays in on-chip memory while no more than so many times its own bytes are moved: XLA
+holds it there no longer than some multiple of the time that it would take to bring it back."""
 
 Bytes = NDArray[np.float64]
+Instants = NDArray[np.intp]
+Extra = tuple[int, int, float]
+"""First instant, last instant, bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +69,6 @@ class Buffer:
     end: int
     category: str
     scale: float = 1.0
-
-    @property
-    def is_short(self) -> bool:
-        """Whether it may stay in on-chip memory."""
-        return self.end - self.start < SHORT_KERNELS
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Timeline:
     def profile(
         self,
         bytes_of: Mapping[Var, int],
-        extra: Iterable[tuple[int, int, float]] = (),
+        extra: Iterable[Extra] = (),
         vmem_bytes: float = 0,
     ) -> Bytes:
         """Live bytes at every instant.
@@ -111,20 +113,50 @@ class Timeline:
         Args:
           bytes_of: per-device bytes of the variable of every buffer.
           extra: further ``(start, end, bytes)``: copies in another layout, receive buffers.
-          vmem_bytes: on-chip memory that holds short-lived values together.
+          vmem_bytes: on-chip memory, for values that are soon read for the last time.
         """
-        sizes = self.sizes(bytes_of)
-        on_chip = self._short & (sizes <= vmem_bytes)
-        live = self._sum(~on_chip, sizes)
-        live += np.maximum(0.0, self._sum(on_chip, sizes) - vmem_bytes)
-        for start, end, size in extra:
-            live[start : end + 1] += size
-        return live
+        return self._summed(*self._held(bytes_of, extra, vmem_bytes))
+
+    def _held(
+        self, bytes_of: Mapping[Var, int], extra: Iterable[Extra], vmem_bytes: float
+    ) -> tuple[Instants, Instants, Bytes]:
+        """First and last instants of the buffers and the extra ones, and their device memory."""
+        copies = np.array(list(extra), dtype=np.float64).reshape(-1, 3)
+        starts = np.concatenate((self._starts, copies[:, 0].astype(np.intp)))
+        ends = np.concatenate((self._ends, copies[:, 1].astype(np.intp)))
+        sizes = np.concatenate((self.sizes(bytes_of), copies[:, 2]))
+        if vmem_bytes:
+            sizes[self._on_chip(starts, ends, sizes, vmem_bytes)] = 0.0
+        return starts, ends, sizes
+
+    def _on_chip(
+        self, starts: Instants, ends: Instants, sizes: Bytes, room: float
+    ) -> NDArray[np.intp]:
+        """Places of the buffers that on-chip memory has room for, those that live shortest first.
+
+        What is there at the end of the step, results and inputs, lies in device memory.
+        """
+        last = self.instants - 1
+        moved = np.zeros(self.instants + 1)
+        np.add.at(moved, starts[ends < last] + 1, sizes[ends < last])
+        np.add.at(moved, ends[ends < last] + 1, sizes[ends < last])
+        moved = np.cumsum(moved)  # before each instant
+        between = np.where(ends > starts, moved[ends] - moved[starts + 1], 0.0)
+        fits = (ends < last) & (sizes > 0) & (sizes <= room) & (between <= HELD_RATIO * sizes)
+        (chosen,) = np.nonzero(fits)
+        left = np.full(self.instants, float(room))
+        placed: list[int] = []
+        for place in chosen[np.lexsort((sizes[chosen], ends[chosen] - starts[chosen]))].tolist():
+            span = left[starts[place] : ends[place] + 1]
+            if span.min() >= sizes[place]:
+                span -= sizes[place]
+                placed.append(place)
+        return np.array(placed, dtype=np.intp)
 
     def peak(
         self,
         bytes_of: Mapping[Var, int],
-        extra: Iterable[tuple[int, int, float]] = (),
+        extra: Iterable[Extra] = (),
         vmem_bytes: float = 0,
     ) -> tuple[int, int]:
         """``(instant, bytes)`` of the first moment at which the most bytes are live."""
@@ -142,18 +174,17 @@ class Timeline:
     def stacked(
         self,
         bytes_of: Mapping[Var, int],
-        extra: Iterable[tuple[int, int, float]] = (),
+        extra: Iterable[Extra] = (),
         vmem_bytes: float = 0,
     ) -> dict[str, Bytes]:
         """``profile`` by category; every category is there, ``COPIES`` being what is extra."""
-        sizes = self.sizes(bytes_of)
-        on_chip = self._short & (sizes <= vmem_bytes)
-        kinds = np.array([buffer.category for buffer in self.buffers])
-        parts = {kind: self._sum(~on_chip & (kinds == kind), sizes) for kind in CATEGORIES}
-        parts["other"] += np.maximum(0.0, self._sum(on_chip, sizes) - vmem_bytes)
-        for start, end, size in extra:
-            parts[COPIES][start : end + 1] += size
-        return parts
+        starts, ends, sizes = self._held(bytes_of, extra, vmem_bytes)
+        kinds = np.full(len(sizes), COPIES, dtype=object)
+        kinds[: len(self.buffers)] = [buffer.category for buffer in self.buffers]
+        return {
+            kind: self._summed(starts, ends, np.where(kinds == kind, sizes, 0.0))
+            for kind in CATEGORIES
+        }
 
     def global_bytes(self) -> dict[Var, int]:
         """Bytes of every buffer's variable on a single device."""
@@ -167,14 +198,10 @@ class Timeline:
     def _ends(self) -> NDArray[np.intp]:
         return np.array([buffer.end for buffer in self.buffers], dtype=np.intp)
 
-    @cached_property
-    def _short(self) -> NDArray[np.bool_]:
-        return np.array([buffer.is_short for buffer in self.buffers], dtype=np.bool_)
-
-    def _sum(self, chosen: NDArray[np.bool_], sizes: Bytes) -> Bytes:
+    def _summed(self, starts: Instants, ends: Instants, sizes: Bytes) -> Bytes:
         change = np.zeros(self.instants + 1)
-        np.add.at(change, self._starts[chosen], sizes[chosen])
-        np.subtract.at(change, self._ends[chosen] + 1, sizes[chosen])
+        np.add.at(change, starts, sizes)
+        np.subtract.at(change, ends + 1, sizes)
         return np.cumsum(change[:-1])
 
 

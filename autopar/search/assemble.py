@@ -10,13 +10,14 @@ a class becomes a unary cost.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from autopar.core.layout import Layout, local_shapes, replicated, shifted
+from autopar.core.layout import Layout, local_shape, local_shapes, replicated, shifted
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster, FusionBorders, Resharder, equation_seconds, work
 from autopar.cost_model.attention import NO_ATTENTION, AttentionKernels
@@ -223,12 +224,32 @@ class _Assembler:
         is_input = self.graph.nodes[edge.dst].kind == "input"
         left = self._end(edge.src, False, edge.port, edge.src_shift)
         right = self._end(edge.dst, True, 0 if is_input else edge.slot, edge.dst_shift)
-        key = (edge.shape, edge.itemsize, id(left), id(right), edge.coalesced)
+        fused = self._is_fused(edge)
+        key = (edge.shape, edge.itemsize, id(left), id(right), edge.coalesced, fused)
         if key not in self._tables:
-            self._tables[key] = self._reshard(
-                edge.shape, edge.itemsize, left, right, edge.coalesced
-            )
+            table = self._reshard(edge.shape, edge.itemsize, left, right, edge.coalesced)
+            if fused:
+                table = np.minimum(table + self._written(edge, left, right), FORBIDDEN)
+            self._tables[key] = table
         return self._tables[key]
+
+    def _is_fused(self, edge: Edge) -> bool:
+        """Whether the edge leaves a hub that no memory is written for."""
+        node = self.graph.nodes[edge.src]
+        return (
+            node.kind == "hub"
+            and node.var is not None
+            and self.fusion.root(node.var) in self.fusion.fused
+        )
+
+    def _written(self, edge: Edge, left: _End, right: _End) -> IntArray:
+        """The price of writing a fused value, which a change of its layout reads from memory."""
+        chip = self.cluster.chip
+        sizes = [math.prod(local_shape(edge.shape, one, self.mesh)) for one in left.layouts]
+        seconds = np.array(sizes) * edge.itemsize / (chip.hbm_bandwidth * chip.hbm_efficiency)
+        changes = np.array([[one != other for other in right.layouts] for one in left.layouts])
+        table = to_ticks(seconds[:, None] * changes)
+        return table[np.ix_(left.of_state, right.of_state)]
 
     def _end(self, node: int, reads: bool, place: int, shift: int) -> _End:
         """The layouts of an operand or result of a node in each of its states."""

@@ -19,8 +19,9 @@ from autopar.core.layout import Layout, Partial, Split, local_shape, shifted
 from autopar.core.plan import MemoryCurve
 from autopar.cost_model import Chip, format_bytes
 from autopar.cost_model.attention import NO_ATTENTION, attention_kernels
-from autopar.cost_model.fusion import fusion_borders
-from autopar.cost_model.memory import SHORT_KERNELS, Bytes, Timeline, liveness
+from autopar.cost_model.fusion import all_bodies, fusion_borders
+from autopar.cost_model.memory import SHORT_KERNELS, Bytes, Extra, Timeline, liveness
+from autopar.cost_model.tiles import Minor, convolved, tiled_elements
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.passes.trace import Step, source_name
 from autopar.search.copies import UNROLLED_RING, Held, Streamed, held_hubs, streamed_operands
@@ -28,10 +29,6 @@ from autopar.search.domains import State
 from autopar.search.graph import Edge, Graph
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network
 from autopar.search.problem import Problem
-
-Extra = tuple[int, int, float]
-"""First instant, last instant, bytes."""
-
 
 PEAKS = 3
 """Instants limited in one round: fewer mean more rounds, more mean slower ones."""
@@ -62,15 +59,17 @@ class MemoryModel:
             bf16_dots=chip.bf16_dots,
         )
         self.vmem_bytes = chip.vmem_bytes
-        self.paths = dict(zip(step.jaxpr.jaxpr.invars, step.in_paths, strict=True))
+        top = step.jaxpr.jaxpr
+        self.paths = dict(zip(top.invars, step.in_paths, strict=True))
+        bodies = (top, *all_bodies(top.eqns))
+        self.tiles = convolved(bodies) if chip.bf16_dots else {}
         self.held = held_hubs(graph, self.timeline)
         self.streamed = streamed_operands(graph, self.timeline)
 
     def on(self, problem: Problem) -> MeshMemory:
         """The memory model of one mesh's problem."""
-        return MeshMemory(
-            self.timeline, self.held, self.streamed, problem, self.vmem_bytes, self.paths
-        )
+        parts = (self.timeline, self.held, self.streamed, problem)
+        return MeshMemory(*parts, self.vmem_bytes, self.paths, self.tiles)
 
 
 @dataclass(slots=True)
@@ -83,6 +82,7 @@ class MeshMemory:
     problem: Problem
     vmem_bytes: int
     paths: Mapping[Var, str]
+    tiles: Mapping[Var, Minor]
     _tables: dict[object, IntArray] = field(default_factory=dict)
 
     def peak(self, states: Sequence[State]) -> tuple[int, int]:
@@ -143,20 +143,15 @@ class MeshMemory:
         """``live bytes at instant <= budget`` as a linear constraint over the variables."""
         weights: dict[int, IntArray] = {}
         for buffer in self.timeline.live_at(instant):
-            node, table = self._table(buffer.var, buffer.scale)
-            variable = self.problem.variables[node]
-            weights[variable] = weights[variable] + table if variable in weights else table
+            _add(weights, self.problem, *self._table(buffer.var, buffer.scale))
         for node in self.problem.graph.nodes:
             if node.kind == "input" and node.index in self.problem.graph.shared_inputs:
                 start, end = self.timeline.uses.get(node.var, (0, -1)) if node.var else (0, -1)
                 if start <= instant <= end:
-                    variable, table = self.problem.variables[node.index], self._copies(node.index)
-                    weights[variable] = weights[variable] + table if variable in weights else table
+                    _add(weights, self.problem, node.index, self._copies(node.index))
         for held in self.held:
             if held.is_weight and held.start <= instant <= held.end:
-                node, table = self._table(held.var, 1.0)
-                variable = self.problem.variables[node]
-                weights[variable] = weights[variable] + table if variable in weights else table
+                _add(weights, self.problem, *self._table(held.var, 1.0))
         room = budget + self.vmem_bytes  # short-lived values may lie on the chip
         return Limit({v: w for v, w in sorted(weights.items()) if w.any()}, room)
 
@@ -193,7 +188,7 @@ class MeshMemory:
         for edge, left, right in self.problem.moves(states):
             extra = self._copied(edge, left, right)
             if extra is not None:
-                changed.add(edge.dst)
+                changed.update((edge.src, edge.dst))
                 yield extra
                 for one, size in self._streaming(edge, left, right, states):
                     root = self.timeline.root(one.var)
@@ -246,17 +241,18 @@ class MeshMemory:
             for axis, old, new in zip(self.problem.mesh.axes, left, right, strict=True)
         )
         product, operands = self.streamed.get(edge.src, (0, ()))
-        for one in operands if ring > 1 and edge.coalesced else ():
-            if one.end - one.start > SHORT_KERNELS or ring > UNROLLED_RING:
-                layout = states[product].operands[one.slot]
-                yield one, self._local_bytes(one.var, layout)
+        for one in operands:
+            waits = edge.coalesced and one.end - one.start > SHORT_KERNELS
+            if ring > UNROLLED_RING or (ring > 1 and waits):
+                yield one, self._local_bytes(one.var, states[product].operands[one.slot])
 
     def _table(self, var: Var, scale: float) -> tuple[int, IntArray]:
-        """The node that decides about ``var``, and its bytes in each of the node's states."""
+        """The node that decides about ``var``, and its bytes in each of its states."""
         source = self.problem.graph.sources[var]
         domain = self.problem.domains[source.node]
         shape, size = shape_of(var.aval), itemsize(var.aval)
-        key = (shape, size, scale, id(domain), source.port, source.shift)
+        minor = self.tiles.get(var)
+        key = (shape, size, scale, id(domain), source.port, source.shift, minor)
         if key not in self._tables:
             is_input = self.problem.graph.nodes[source.node].kind == "input"
             layouts = [s.operands[0] if is_input else s.results[source.port] for s in domain]
@@ -268,19 +264,16 @@ class MeshMemory:
 
     def _copies(self, index: int) -> IntArray:
         """Bytes of the in-use copy of an input in each of its states; 0 where it is as at rest."""
-        node = self.problem.graph.nodes[index]
-        assert node.var is not None
-        return np.array(
-            [
-                0 if s.operands == s.results else self._local_bytes(node.var, s.results[0])
-                for s in self.problem.domains[index]
-            ],
-            np.int64,
-        )
+        var = self.problem.graph.nodes[index].var
+        assert var is not None
+        domain = self.problem.domains[index]
+        same = [state.operands == state.results for state in domain]
+        sizes = [self._local_bytes(var, state.results[0]) for state in domain]
+        return np.where(same, 0, np.array(sizes, np.int64))
 
     def _local_bytes(self, var: Var, layout: Layout) -> int:
         local = local_shape(shape_of(var.aval), layout, self.problem.mesh)
-        return math.prod(local) * itemsize(var.aval)
+        return tiled_elements(local, self.tiles.get(var)) * itemsize(var.aval)
 
 
 def heaviest(
@@ -293,6 +286,11 @@ def heaviest(
         sizes[made] += int(buffer.scale * bytes_of[buffer.var])
     largest = sorted(sizes.items(), key=lambda one: (-one[1], one[0]))[:SHOWN]
     return ", ".join(f"{name} ({format_bytes(size)})" for name, size in largest)
+
+
+def _add(weights: dict[int, IntArray], problem: Problem, node: int, table: IntArray) -> None:
+    variable = problem.variables[node]
+    weights[variable] = weights[variable] + table if variable in weights else table
 
 
 def _resting(problem: Problem, node: int, states: Sequence[State], port: int) -> Layout:

@@ -107,7 +107,7 @@ _TOP = _Loop("", 1)
 
 
 def _is_hidden(one: Instruction) -> bool:
-    """Whether a collective comes from outside of all loops, whatever loops its pieces are put in."""
+    """Whether a collective is no loop's own, though its pieces may be put into some."""
     name = one.attribute(_NAME)
     return name is not None and "while/body" not in name
 
