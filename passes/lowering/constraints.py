@@ -24,10 +24,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as
 from jax.sharding import Mesh, NamedSharding
 
 from autopar.core.compat import manual_axes
-from autopar.core.layout import Layout, is_partial, to_spec
+from autopar.core.layout import B, Layout, is_partial, shifted, to_spec
 from autopar.core.plan import Plan
+from autopar.cost_model import Cluster, Resharder
 from autopar.passes.lowering.context import context_of, unplaced
 from autopar.passes.lowering.fences import fenced, guarded
+from autopar.passes.lowering.gradients import in_order, transposed_products
 from autopar.passes.lowering.one_hot import is_one_hot, one_hot
 from autopar.passes.rules import Region, rebuild, regions
 from autopar.passes.rules.borders import Border
@@ -43,21 +45,41 @@ USERS_OWN = frozenset(("sharding_constraint", "reshard"))
 def lower(step: Step, plan: Plan, mesh: Mesh) -> Callable[..., list[Any]]:
     """The function of flat inputs, giving flat results, that carries out ``plan`` on ``mesh``."""
     jaxpr, consts = step.jaxpr.jaxpr, step.jaxpr.consts
-    layouts = {var: value.layout for var, value in zip(jaxpr.invars, plan.inputs, strict=True)}
+    links = Cluster.from_dict(plan.cluster).axis_links(plan.mesh)
+    resharder = Resharder(plan.mesh, links)
+    products = transposed_products(jaxpr)
 
     def run(*flat: Any) -> list[Any]:
-        return _Interpreter(plan, mesh, dict(layouts)).run(jaxpr, [*consts, *flat], "")
+        return _Interpreter(plan, mesh, resharder, {}, set(products)).step(jaxpr, consts, flat)
 
     return run
 
 
 @dataclass(slots=True)
 class _Interpreter:
-    """Evaluates jaxprs while tracing; ``layouts`` is how every value seen so far lies."""
+    """Evaluates jaxprs while tracing.
+
+    Attributes:
+      layouts: how every value seen so far lies.
+      resharder: by what steps layouts change.
+      products: gradients whose order in memory is to be fixed, once they are not partial.
+    """
 
     plan: Plan
     mesh: Mesh
+    resharder: Resharder
     layouts: dict[Var, Layout]
+    products: set[Var]
+
+    def step(self, jaxpr: Jaxpr, consts: Sequence[Any], flat: Sequence[Any]) -> list[Any]:
+        """The whole step. An input may be used in another layout than the one it rests in."""
+        ready: list[Any] = []
+        for i, (var, value, plan) in enumerate(
+            zip(jaxpr.invars, flat, self.plan.inputs, strict=True)
+        ):
+            used = self.layouts[var] = self.plan.hubs.get(f"in:{i}", plan.layout)
+            ready.append(value if used == plan.layout else self._constrain(value, used))
+        return self.run(jaxpr, [*consts, *ready], "")
 
     def run(self, jaxpr: Jaxpr, args: Sequence[Any], prefix: str) -> list[Any]:
         env: dict[Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), args, strict=True))
@@ -98,8 +120,23 @@ class _Interpreter:
             hub = self.plan.hubs.get(f"{name}.{port}")
             self.layouts[var] = hub or layout
             if hub is not None or anchor:
-                results[port] = self._constrain(results[port], self.layouts[var])
+                results[port] = self._moved(results[port], layout, self.layouts[var])
+            if eqn.primitive.name == "convert_element_type" and self._is_product(eqn.invars[0]):
+                self.products.add(var)
+            results[port] = self._in_order(var, results[port], self.layouts[var])
         return results
+
+    def _is_product(self, atom: Any) -> bool:
+        return isinstance(atom, Var) and atom in self.products
+
+    def _in_order(self, var: Any, value: Any, layout: Layout) -> Any:
+        """``value``, whose order in memory is fixed if it is a gradient that is not partial."""
+        if not self._is_product(var) or is_partial(layout):
+            return value
+        spec = to_spec(layout, self.plan.mesh, value.ndim)
+        return jax.shard_map(
+            in_order, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )(value)
 
     def _shard_map(self, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
         """The user's own, on this mesh, which has the axes of theirs."""
@@ -117,6 +154,21 @@ class _Interpreter:
     def _operand(self, atom: Any, value: Any, wanted: Layout) -> Any:
         if isinstance(atom, Literal) or self.layouts.get(atom, wanted) == wanted:
             return value
+        return self._in_order(atom, self._moved(value, self.layouts[atom], wanted), wanted)
+
+    def _moved(self, value: Any, layout: Layout, wanted: Layout) -> Any:
+        """``value`` in another layout. Both ends are fixed, lest the change moves up or down.
+
+        But for what is only cut up: that may as well be made in pieces.
+        """
+        changes = {(old, new) for old, new in zip(layout, wanted, strict=True) if old != new}
+        if any(old != B for old, _ in changes):
+            value = self._constrain(value, layout)
+        if len(changes) > 1 and not is_partial(layout):
+            # Of axes that move apart the partitioner makes nothing but a gather of the whole.
+            dtype = jax.dtypes.result_type(value)
+            for step in self.resharder.path(np.shape(value), dtype.itemsize, layout, wanted):
+                value = self._constrain(value, step.layout)
         return self._constrain(value, wanted)
 
     def _constrain(self, value: Any, layout: Layout) -> Any:
@@ -134,9 +186,15 @@ class _Interpreter:
         self, name: str, eqn: JaxprEqn, nested: Sequence[Region], operands: list[Any]
     ) -> list[Any]:
         """Traces each region again with its own constraints and puts it back into its equation."""
+        border = Border(self.plan, name)
+        if eqn.primitive.name != "while":  # whose operands are those of two regions, one by one
+            first = 1 if eqn.primitive.name == "cond" else 0
+            entries = zip(border.entries(nested[0]), nested[0].inputs, strict=True)
+            outside = [shifted(layout, int(link.stacked)) for layout, link in entries]
+            operands[first:] = map(self._operand, eqn.invars[first:], operands[first:], outside)
         bodies = [self._body(name, region) for region in nested]
         results = _bind(eqn, operands, rebuild(eqn, bodies))
-        layouts = Border(self.plan, name).results(nested)
+        layouts = border.results(nested)
         self.layouts.update(zip(eqn.outvars, layouts, strict=True))
         return list(map(self._constrain, results, layouts))
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.sharding import Mesh
 
@@ -115,7 +114,9 @@ class _Interpreter:
             hub = self.plan.hubs.get(f"{name}.{port}", layout)
             results[port] = self.redistribute(results[port], var.aval, layout, hub)
             self.layouts[var] = hub
-        return in_order(eqn, self.products, results, [np.shape(result) for result in results])
+            if var in self.products:
+                results[port] = in_order(results[port])
+        return results
 
     def _nest(
         self, name: str, eqn: JaxprEqn, nested: Sequence[Region], operands: list[Any]

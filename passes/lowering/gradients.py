@@ -2,17 +2,17 @@
 
 Differentiation makes the gradient of ``W`` in ``x @ W`` as a transposed product. XLA may leave it
 in the product's order, and then copies ``W`` and its moments into that order, long before they are
-needed, and the new ones back (measured, v5e: an eighth of the peak of a small GPT). This is for
-local parts: the partitioner of ``backend="jit"`` would gather what has its order fixed.
+needed, and the new ones back (measured, v5e: an eighth of the peak of a small GPT). The order is
+fixed of local parts: XLA's partitioner would gather what has its order fixed as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from jax.experimental.layout import Layout, with_layout_constraint
-from jax.extend.core import Jaxpr, JaxprEqn, Var
+from jax.extend.core import Jaxpr, Var
 
 from autopar.passes.rules import regions
 from autopar.passes.rules.build import shape_of
@@ -37,22 +37,16 @@ def transposed_products(jaxpr: Jaxpr) -> frozenset[Var]:
     return frozenset(found)
 
 
-def in_order(
-    eqn: JaxprEqn, products: frozenset[Var], results: list[Any], parts: Sequence[tuple[int, ...]]
-) -> list[Any]:
-    """``results`` of ``eqn``, major dimension first in memory if they are such products.
+def in_order(value: Any) -> Any:
+    """A local part of such a product, major dimension first in memory.
 
-    ``parts``: their local shapes. Where the other order of the last two dimensions needs less
-    padding, the matrix itself rests in that, and the compiler is left to choose.
+    Where the other order of the last two dimensions needs less padding, the matrix itself rests in
+    that, and the compiler is left to choose.
     """
-    if products.isdisjoint(eqn.outvars):
-        return results
-    return [
-        with_layout_constraint(result, Layout(tuple(range(result.ndim))))
-        if len(part) > 1 and _padded(*part[-2:]) <= _padded(part[-1], part[-2])
-        else result
-        for result, part in zip(results, parts, strict=True)
-    ]
+    part = value.shape
+    if len(part) < 2 or _padded(*part[-2:]) > _padded(part[-1], part[-2]):
+        return value
+    return with_layout_constraint(value, Layout(tuple(range(value.ndim))))
 
 
 def _padded(rows: int, columns: int) -> int:
