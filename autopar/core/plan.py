@@ -122,6 +122,8 @@ class Prediction:
       compute_s: of all equations. comm_s: of all collectives.
       exposed_s: by how much collectives prolong the step; computation hides the rest of them.
       memory: bytes at the peak, by what they are for.
+      peak_bytes: most bytes live at once; exact_peak_bytes: the same under ``backend="shard_map"``,
+        where products whose results are scattered are not run piece by piece.
     """
 
     step_s: float
@@ -129,6 +131,7 @@ class Prediction:
     comm_s: float
     exposed_s: float
     peak_bytes: int
+    exact_peak_bytes: int
     host_bytes: int
     memory: Mapping[str, int]
     collectives: tuple[CollectiveUse, ...]

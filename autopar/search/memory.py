@@ -85,9 +85,10 @@ class MeshMemory:
     tiles: Mapping[Var, Minor]
     _tables: dict[object, IntArray] = field(default_factory=dict)
 
-    def peak(self, states: Sequence[State]) -> tuple[int, int]:
-        """``(instant, bytes)`` at which a choice holds the most."""
-        return self.timeline.peak(self._bytes_of(states), self._extras(states), self.vmem_bytes)
+    def peak(self, states: Sequence[State], pieces: bool = True) -> tuple[int, int]:
+        """``(instant, bytes)`` at which a choice holds the most; ``pieces``: see ``Streamed``."""
+        extras = self._extras(states, pieces)
+        return self.timeline.peak(self._bytes_of(states), extras, self.vmem_bytes)
 
     def over(self, states: Sequence[State], budget: int) -> list[tuple[int, int, int]]:
         """``(instant, bytes, bytes of copies)`` of the ``PEAKS`` highest peaks above ``budget``.
@@ -179,7 +180,7 @@ class MeshMemory:
             found[buffer.var] = self._local_bytes(buffer.var, layout)
         return found
 
-    def _extras(self, states: Sequence[State]) -> Iterable[Extra]:
+    def _extras(self, states: Sequence[State], pieces: bool = True) -> Iterable[Extra]:
         """Copies: an input in use as it does not rest, and both ends of every re-layout."""
         graph = self.problem.graph
         yield from self._standing(graph, states)
@@ -190,7 +191,7 @@ class MeshMemory:
             if extra is not None:
                 changed.update((edge.src, edge.dst))
                 yield extra
-                for one, size in self._streaming(edge, left, right, states):
+                for one, size in self._streaming(edge, left, right, states) if pieces else ():
                     root = self.timeline.root(one.var)
                     end, most = streamed.get((root, one.start), (0, 0.0))
                     streamed[root, one.start] = max(end, one.end), max(most, size)

@@ -134,6 +134,7 @@ def prediction(
         comm_s=comm,
         exposed_s=exposed,
         peak_bytes=peak_bytes,
+        exact_peak_bytes=model.peak(states, pieces=False)[1],
         host_bytes=0,
         memory=model.breakdown(states),
         collectives=moved,

@@ -72,7 +72,9 @@ def _report(
         mesh=str(plan.mesh),
         backend=backend,
         lowering=lowering,
-        predicted_peak_bytes=plan.predicted.peak_bytes,
+        predicted_peak_bytes=(
+            plan.predicted.peak_bytes if lowering == "jit" else plan.predicted.exact_peak_bytes
+        ),
         compiled_peak_bytes=peak_bytes(compiled.memory_analysis(), backend == "tpu"),
         available_bytes=cluster.chip.hbm_bytes,
         predicted=predicted_traffic(

@@ -48,6 +48,7 @@ def gpt_plan(**changes) -> Plan:
             comm_s=0.5e-3,
             exposed_s=0.25e-3,
             peak_bytes=12_000_000,
+            exact_peak_bytes=11_000_000,
             host_bytes=0,
             memory={"parameters": 3 * 2**20, "activations": 8 * 2**20, "batch": 0},
             collectives=tuple(uses),
@@ -133,6 +134,7 @@ def plans(draw) -> Plan:
         predicted=Prediction(
             *(draw(floats) for _ in range(4)),
             peak_bytes=draw(counts),
+            exact_peak_bytes=draw(counts),
             host_bytes=draw(counts),
             memory=draw(st.dictionaries(names, counts, max_size=2)),
             collectives=draw(st.lists(use, max_size=2).map(tuple)),
