@@ -1,4 +1,4 @@
-r"""A lower bound of a network by message passing, and the values that it rules out.
+r"""A lower bound of a network by message passing, the values that it rules out, good assignments.
 
 Costs are moved between variables and pairs without changing any assignment's total
 (*equivalence-preserving transformations*), so that
@@ -6,23 +6,33 @@ Costs are moved between variables and pairs without changing any assignment's to
 $$ L = \sum_i \min_a \theta_i(a) + \sum_{ij} \min_{ab} \theta_{ij}(a, b) $$
 
 grows; it bounds every assignment from below. The moves are those of sequential reweighted message
-passing (Kolmogorov, *A new look at reweighted message passing*, 2015): a variable takes what all
-its pairs can spare, and hands it on to those that come later. With the cost $U$ of some assignment,
-value $a$ of $i$ is in none as good if
+passing (Kolmogorov, *A new look at reweighted message passing*, 2015): a variable takes what its
+pairs with those before it can spare, and hands it on to those that come later; then all the same
+backwards. The order is one in which neighbours are near (Cuthill and McKee, *Reducing the bandwidth
+of sparse symmetric matrices*, 1969): it halves the number of sweeps. No assignment of at most $U$
+has value $a$ of $i$ if
 
 $$ L + [\theta_i(a) - \min \theta_i] + \sum_j [\min_b \theta_{ij}(a, b) - \min \theta_{ij}] > U. $$
 
-Limits are left out: they only make assignments dearer.
+After a sweep one way the pairs have nothing to spare for what comes before. So if all variables,
+the other way, take what is best beside those chosen already, an assignment comes of it, and once
+the bound has settled a good one.
+
+Limits are left out: they only make assignments dearer. Tables are kept in single precision. No cost
+is negative, so that changes an assignment's cost by a share of 2^-24 at most, and ``ROUNDING`` has
+room for that; messages, and what is proven by them, are in double precision.
 """
 
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from autopar.search.network import IntArray, Network
 
@@ -34,116 +44,132 @@ CAP = 1e13
 ROUNDING = 1e-6
 """Share of the objective that rounding may cost a bound; it is given away."""
 
-STALLED = 1e-4
-"""Share of the objective, or of the entries, that a round must win to be worth another."""
-
-SWEEPS = 3
-"""Sweeps forth and back between two rounds of ruling out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tightened:
-    """What is left of a network: its values, by their old numbers, and a bound of the whole."""
-
-    network: Network
-    values: tuple[IntArray, ...]
-    bound: int
-
-
-def tightened(network: Network, cost: int, enough: int, seconds: float) -> Tightened:
-    """Rules out values that are in no assignment of at most ``cost``.
-
-    Args:
-      cost: the objective of a known assignment that keeps the limits.
-      enough: entries of the pairs' tables at which to stop.
-      seconds: after which to stop anyway.
-    """
-    work = _Messages(network)
-    deadline = time.monotonic() + seconds
-    bound, stalled = -CAP, False
-    while time.monotonic() < deadline and not stalled and work.entries > enough:
-        for _ in range(SWEEPS):
-            work.sweep()
-        before, entries = bound, work.entries
-        bound = max(bound, work.rule_out(cost))
-        stalled = bound - before < STALLED * cost and work.entries > entries * (1 - STALLED)
-    values = tuple(work.values)
-    return Tightened(network.restricted(values), values, min(cost, math.floor(max(0, bound))))
-
 
 @dataclass(slots=True)
-class _Messages:
-    """The network under moves: ``moved[k]`` is what pair ``k`` has given to each of its ends."""
+class Messages:
+    """A network under moves.
+
+    Attributes:
+      order: the variables, neighbours near each other.
+      ends: of each pair its variables, the earlier in ``order`` first; ``tables``: its costs.
+      moved: what each pair has given to each of its ends.
+      costs, values: what each variable's values cost by now, and their numbers in ``network``.
+      around: of each variable its pairs, and which end of them it is.
+      bound: the highest $L$ yet.
+    """
 
     network: Network
+    order: Sequence[int] = field(init=False)
     ends: list[tuple[int, int]] = field(init=False)
-    tables: list[Costs] = field(init=False)
-    moved: list[list[Costs]] = field(init=False)
+    tables: list[NDArray[np.float32]] = field(init=False)
+    moved: list[tuple[Costs, Costs]] = field(init=False)
     costs: list[Costs] = field(init=False)
     values: list[IntArray] = field(init=False)
     around: list[list[tuple[int, int]]] = field(init=False)
+    bound: int = 0
 
     def __post_init__(self) -> None:
-        self.ends = sorted(self.network.pairs)
+        pairs = sorted(self.network.pairs)
+        self.order = _near(len(self.network.unary), pairs)
+        place = {variable: place for place, variable in enumerate(self.order)}
+        self.ends, self.tables = [], []
+        for i, j in pairs:
+            table = np.minimum(self.network.pairs[i, j], CAP).astype(np.float32)
+            forth = place[i] < place[j]
+            self.ends.append((i, j) if forth else (j, i))
+            self.tables.append(table if forth else np.ascontiguousarray(table.T))
+        self.moved = [(np.zeros(len(t)), np.zeros(len(t.T))) for t in self.tables]
         self.costs = [np.minimum(costs, CAP).astype(np.float64) for costs in self.network.unary]
-        self.tables = [
-            np.minimum(self.network.pairs[pair], CAP).astype(np.float64) for pair in self.ends
-        ]
-        self.moved = [[np.zeros(length) for length in table.shape] for table in self.tables]
         self.values = [np.arange(len(costs)) for costs in self.costs]
         self.around = [[] for _ in self.costs]
         for k, pair in enumerate(self.ends):
             for side, variable in enumerate(pair):
                 self.around[variable].append((k, side))
 
+    def copy(self) -> Messages:
+        """Another, to go on from here in another way."""
+        other = Messages.__new__(Messages)
+        other.network, other.order, other.ends = self.network, self.order, self.ends
+        other.around, other.bound = self.around, self.bound
+        other.tables, other.values = list(self.tables), list(self.values)
+        other.costs = [costs.copy() for costs in self.costs]
+        other.moved = [(left.copy(), right.copy()) for left, right in self.moved]
+        return other
+
     @property
     def entries(self) -> int:
+        """Numbers in the tables of what is left."""
         return sum(table.size for table in self.tables)
 
-    def sweep(self) -> None:
-        """Once through the variables forth, once back."""
-        everyone = range(len(self.costs))
-        for order in (everyone, everyone[::-1]):
-            for i in order:
-                later = [
-                    (k, side) for k, side in self.around[i] if self._follows(k, side, order.step)
-                ]
-                for k, side in self.around[i]:
+    def left(self) -> Network:
+        """What is left of the network."""
+        return self.network.restricted(self.values)
+
+    def sweep(self, back: bool) -> None:
+        """Once through the variables, forth or back."""
+        for i in reversed(self.order) if back else self.order:
+            later = [self.moved[k][side] for k, side in self.around[i] if side == back]
+            # What pairs with later ones could spare, the sweep before has taken.
+            for k, side in self.around[i]:
+                if side != back:
                     spare = self._spare(k, side)
                     self.costs[i] += spare
-                    self.moved[k][side] += spare
-                if later:
-                    share = self.costs[i] / max(len(later), len(self.around[i]) - len(later))
-                    for k, side in later:
-                        self.moved[k][side] -= share
-                    self.costs[i] -= len(later) * share
-
-    def _follows(self, k: int, side: int, step: int) -> bool:
-        return (self.ends[k][1 - side] - self.ends[k][side]) * step > 0
+                    self.moved[k][side][:] += spare
+            if later:
+                share = self.costs[i] / max(len(later), len(self.around[i]) - len(later))
+                for moved in later:
+                    moved -= share
+                self.costs[i] -= len(later) * share
 
     def _spare(self, k: int, side: int) -> Costs:
         """For each value of one end, the least that the pair costs."""
-        left, right = self.moved[k]
+        table, (left, right) = self.tables[k], self.moved[k]
         if side == 0:
-            return (self.tables[k] - right).min(axis=1) - left
-        return (self.tables[k] - left[:, None]).min(axis=0) - right
+            return (table - right.astype(np.float32)).min(axis=1) - left
+        return (table - left.astype(np.float32)[:, None]).min(axis=0) - right
 
-    def rule_out(self, cost: int) -> float:
-        """Drops values that only dearer assignments have; returns the bound."""
+    def decoded(self, back: bool) -> list[int]:
+        """An assignment, by values of ``network``; after a sweep forth, ask for it ``back``."""
+        chosen: dict[int, int] = {}
+        for i in reversed(self.order) if back else self.order:
+            total = self.costs[i].copy()
+            for k, side in self.around[i]:
+                if side != back:
+                    other = chosen[self.ends[k][1 - side]]
+                    row = self.tables[k][:, other] if side == 0 else self.tables[k][other]
+                    total += row - self.moved[k][1 - side][other] - self.moved[k][side]
+            chosen[i] = int(total.argmin())
+        return [int(kept[chosen[i]]) for i, kept in enumerate(self.values)]
+
+    def rule_out(self, cost: int) -> bool:
+        """After a sweep back: drops what no assignment of at most ``cost`` has, updates the bound.
+
+        False if there is no such assignment.
+        """
         excess = [costs - costs.min() for costs in self.costs]
         bound = self.network.offset + sum(float(costs.min()) for costs in self.costs)
-        for k, (i, j) in enumerate(self.ends):
-            left, right = self._spare(k, 0), self._spare(k, 1)
-            least = float(left.min())
+        for k, (_, later) in enumerate(self.ends):
+            left, right = self.moved[k]
+            over = (self.tables[k] - left[:, None]).min(axis=0) - right
+            least = float(over.min())
             bound += least
-            excess[i] += left - least
-            excess[j] += right - least
-        room = cost * (1 + ROUNDING) - bound
-        masks = [over <= room for over in excess]
+            excess[later] += over - least  # of the other end there is none after a sweep back
+        self.bound = max(self.bound, math.floor(bound * (1 - ROUNDING)))
+        if self.bound > cost:
+            return False
+        masks = [over <= cost * (1 + ROUNDING) - bound for over in excess]
         self.costs = [c[mask] for c, mask in zip(self.costs, masks, strict=True)]
         self.values = [v[mask] for v, mask in zip(self.values, masks, strict=True)]
         for k, (i, j) in enumerate(self.ends):
             if not (masks[i].all() and masks[j].all()):
                 self.tables[k] = np.ascontiguousarray(self.tables[k][np.ix_(masks[i], masks[j])])
-                self.moved[k] = [self.moved[k][0][masks[i]], self.moved[k][1][masks[j]]]
-        return bound - cost * ROUNDING
+                self.moved[k] = (self.moved[k][0][masks[i]], self.moved[k][1][masks[j]])
+        return all(map(len, self.values))
+
+
+def _near(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """The variables in an order in which those of a pair are near each other."""
+    ends = np.array(pairs, np.int64).reshape(-1, 2)
+    both = np.concatenate((ends, ends[:, ::-1]))
+    graph = coo_array((np.ones(len(both)), (both[:, 0], both[:, 1])), shape=(count, count))
+    return reverse_cuthill_mckee(graph.tocsr(), symmetric_mode=True).tolist()

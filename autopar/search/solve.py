@@ -1,13 +1,18 @@
-"""Solving a network: reductions first, and large ones by way of smaller ones.
+"""Solving a network: reductions first, and large ones by closing in on the optimum.
 
 A network on three mesh axes has domains of hundreds of values and tables of tens of millions of
-entries, more than a solver can be handed. It is solved in three steps:
+entries, more than a solver can be handed; one on two axes takes it most of a second. So bounds
+(``bounds.py``) come before:
 
-* *blocks*: two axes are searched exactly while the others stay as they are, pair by pair until no
-  pair improves. It begins with axes that do the same. Measured on a GPT of eight layers on 2x4x8,
-  both starts tried end in what the third step proves optimal;
-* *bounds* (``bounds.py``): what that plan's cost rules out goes;
-* what is left is small enough to be solved exactly, and proves the plan or betters it.
+* sweeps raise the bound until it settles; assignments decoded on the way rule values out;
+* what is left is searched for an assignment that costs at most a thousandth more than the bound:
+  what only dearer ones have goes, and the bound of what is left is raised in turn, until little is
+  left or nothing, which is a proof that there is none;
+* the exact solver gets the little. If it finds nothing either, the room above the bound is doubled.
+
+Bounds know nothing of limits. Under limits small networks go to the solver at once, and large ones
+are first solved by *blocks*: two axes are searched exactly while the others stay as they are, pair
+by pair until no pair improves. It begins with axes that do the same.
 """
 
 from __future__ import annotations
@@ -21,13 +26,28 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autopar.search.bounds import tightened
+from autopar.search.bounds import Messages
 from autopar.search.network import FORBIDDEN, IntArray, Network, Solution
 from autopar.search.shrink import Undo, shrink
-from autopar.search.solvers import Solver, default_solver
+from autopar.search.solvers import Solver, default_solver, descend
+
+SMALL = 50_000
+"""Table entries of a shrunk network up to which a solver gets it as it is."""
 
 LARGE = 3_000_000
-"""Table entries above which a shrunk network is not handed to a solver as it is."""
+"""Table entries of a shrunk network with limits up to which a solver gets it as it is."""
+
+SWEEPS = 4
+"""Sweeps forth and back between two rounds of ruling out."""
+
+SETTLED = 1e-3
+"""Share by which a round raises a bound that has yet to settle."""
+
+NEAR = 1e-3
+"""Share of the bound by which the cost first aimed at is above it."""
+
+WORTHWHILE = 0.95
+"""Share of the entries that a round may leave to be worth another."""
 
 AxisChoices = Sequence[IntArray]
 """For each variable, ``[value, mesh axis]``: a number for what the value does on the axis."""
@@ -38,6 +58,7 @@ def solve(
     seconds: float,
     solver: Solver | None = None,
     axes: AxisChoices = (),
+    small: int = SMALL,
     large: int = LARGE,
 ) -> Solution:
     """Shrinks, solves what is left, and undoes the shrinking.
@@ -45,19 +66,103 @@ def solve(
     Args:
       seconds: limit of the solver's own time; the best found so far is returned with its bound.
       solver: ``toulbar2`` where it is installed, else ``highs``.
-      axes: what each value does on each of three mesh axes or more, to take a large network apart
-        by; none to solve it whole.
-      large: entries of a shrunk network from which on it is taken apart.
+      axes: what each value does on each of three mesh axes or more, to take a large network with
+        limits apart by; none to solve it whole.
+      small, large: see ``SMALL`` and ``LARGE``.
     """
     solver = solver or default_solver()
+    deadline = time.monotonic() + seconds
     smaller, undo = shrink(network)
-    if axes and smaller.entries > large:
-        parts = _Parts(network, axes, solver, time.monotonic() + seconds)
-        return _by_parts(parts, smaller, undo, large)
-    found = solver(smaller, seconds)
+    apart = bool(axes) and smaller.entries > large
+    if smaller.entries <= small or (network.limits and not apart):
+        return _undone(network, undo, solver(smaller, seconds, None))
+    if not network.limits:
+        return _undone(network, undo, _closing_in(smaller, FORBIDDEN, solver, deadline, small))
+    first = _by_blocks(_Parts(network, axes, solver, deadline))
+    if first.choice is None:
+        return first
+    found = _closing_in(smaller, first.cost, solver, deadline, small)
+    if found.choice is not None:
+        return _undone(network, undo, found)
+    status = "optimal" if found.status == "infeasible" else "feasible"
+    return dataclasses.replace(first, bound=found.bound, status=status)
+
+
+def _undone(network: Network, undo: Undo, found: Solution) -> Solution:
     if found.choice is None:
         return found
-    return _undone(network, undo(found.choice), found)
+    choice = undo(found.choice)
+    cost = network.cost(choice)
+    if cost >= FORBIDDEN // 2:
+        return Solution(None, FORBIDDEN, found.bound, "infeasible")
+    return Solution(choice, cost, found.bound, found.status)
+
+
+def _closing_in(
+    network: Network, known: int, solver: Solver, deadline: float, enough: int
+) -> Solution:
+    """The best assignment that costs less than ``known``, which another one costs.
+
+    Without one the status says whether that is proven (``infeasible``) or not (``unknown``).
+    """
+    work = Messages(network)
+    best = _settled(work, Solution(None, min(known, FORBIDDEN // 2), 0, "infeasible"), deadline)
+    bound, room = work.bound, max(1, int(NEAR * work.bound))
+    aim = bound + room
+    while bound < best.cost:
+        target = best.cost - 1 if best.cost <= aim + room else aim
+        found = _within(work.copy(), target, solver, deadline, enough)
+        if found.choice is not None and found.cost < best.cost:
+            best = found
+        if found.status not in ("optimal", "infeasible"):  # out of time
+            status = "unknown" if best.choice is None else "feasible"
+            return dataclasses.replace(best, bound=max(bound, found.bound), status=status)
+        bound = max(bound, found.bound)
+        if found.choice is not None:
+            break
+        aim += room
+        room *= 2
+    status = best.status if best.choice is None else "optimal"
+    return dataclasses.replace(best, bound=min(bound, best.cost), status=status)
+
+
+def _settled(work: Messages, best: Solution, deadline: float) -> Solution:
+    """Raises the bound until it settles; the best assignment decoded, if it is better."""
+    before = -1
+    while work.bound - before > SETTLED * work.bound and time.monotonic() < deadline:
+        before = work.bound
+        for turn in range(2 * SWEEPS):
+            back = turn % 2 == 1
+            work.sweep(back)
+            if turn >= 2 * SWEEPS - 2:
+                choice = descend(work.network, work.decoded(not back))
+                if (cost := work.network.cost(choice)) < best.cost:
+                    best = Solution(choice, cost, 0, "feasible")
+        if not work.rule_out(best.cost):
+            break
+    return best
+
+
+def _within(work: Messages, target: int, solver: Solver, deadline: float, enough: int) -> Solution:
+    """The best assignment that costs at most ``target``. ``bound`` holds for all others too."""
+    entries, possible = work.entries / WORTHWHILE, work.rule_out(target)
+    while possible and enough < work.entries <= WORTHWHILE * entries:
+        if time.monotonic() > deadline:
+            break
+        entries = work.entries
+        for turn in range(2 * SWEEPS):
+            work.sweep(turn % 2 == 1)
+        possible = work.rule_out(target)
+    if not possible:
+        return Solution(None, FORBIDDEN, target + 1, "infeasible")
+    smaller, undo = shrink(work.left())
+    found = solver(smaller, max(1.0, deadline - time.monotonic()), target)
+    if found.status == "infeasible" or found.bound > target:
+        return Solution(None, FORBIDDEN, target + 1, "infeasible")
+    if found.choice is None:
+        return found
+    choice = _numbered(undo(found.choice), work.values)
+    return Solution(choice, work.network.cost(choice), min(target, found.bound), found.status)
 
 
 def random_choice(network: Network, seed: int) -> Solution:
@@ -76,7 +181,7 @@ def random_choice(network: Network, seed: int) -> Solution:
         },
         network.limits,
     )
-    found = solve(noisy, 60.0)
+    found = solve(noisy, 60.0, small=noisy.entries)
     if found.choice is None:
         return found
     return Solution(found.choice, network.cost(found.choice), 0, "feasible")
@@ -100,25 +205,9 @@ class _Parts:
         """The best assignment of these values only."""
         values = [np.flatnonzero(mask) for mask in masks]
         found = solve(self.network.restricted(values), self.left, self.solver)
-        return found if found.choice is None else _renamed(found, values)
-
-
-def _by_parts(parts: _Parts, smaller: Network, undo: Undo, large: int) -> Solution:
-    best = _by_blocks(parts)
-    if best.choice is None:
-        return best
-    rest = tightened(smaller, best.cost, large // 2, parts.left * 2 / 3)
-    if rest.network.entries > large:
-        return dataclasses.replace(best, bound=rest.bound)
-    last = solve(rest.network, parts.left, parts.solver)
-    bound = min(best.cost, max(rest.bound, last.bound))
-    if last.choice is not None and last.cost <= best.cost:
-        choice = _renamed(last, rest.values).choice
-        assert choice is not None
-        return _undone(parts.network, undo(choice), dataclasses.replace(last, bound=bound))
-    if last.status in ("optimal", "infeasible"):  # what is left is no better
-        return dataclasses.replace(best, bound=best.cost, status="optimal")
-    return dataclasses.replace(best, bound=bound)
+        if found.choice is None:
+            return found
+        return dataclasses.replace(found, choice=_numbered(found.choice, values))
 
 
 def _by_blocks(parts: _Parts) -> Solution:
@@ -152,15 +241,6 @@ def _tied(choices: IntArray, axes: Sequence[int]) -> NDArray[np.bool_]:
     return same if same.any() else np.ones_like(same)
 
 
-def _renamed(found: Solution, values: Sequence[IntArray]) -> Solution:
-    """A solution of a restricted network, in the values of the whole."""
-    assert found.choice is not None
-    choice = tuple([int(v[c]) for v, c in zip(values, found.choice, strict=True)])
-    return dataclasses.replace(found, choice=choice)
-
-
-def _undone(network: Network, choice: tuple[int, ...], found: Solution) -> Solution:
-    cost = network.cost(choice)
-    if cost >= FORBIDDEN // 2:
-        return Solution(None, FORBIDDEN, found.bound, "infeasible")
-    return Solution(choice, cost, found.bound, found.status)
+def _numbered(choice: Sequence[int], values: Sequence[IntArray]) -> tuple[int, ...]:
+    """A choice among ``values``, in the numbers of the whole."""
+    return tuple([int(v[c]) for v, c in zip(values, choice, strict=True)])

@@ -1,7 +1,6 @@
 """Solvers of cost function networks: toulbar2 (default), HiGHS (oracle, fallback), brute force.
 
-All take a ``Network`` and give a ``Solution`` with an honest bound and status. ``solve.py`` is what
-the search calls.
+All give a ``Solution`` with an honest bound and status. ``solve.py`` is what the search calls.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ from scipy.sparse import coo_array
 from autopar.core.errors import OptionError
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network, Solution
 
-Solver = Callable[[Network, float], Solution]
-"""``solver(network, seconds)``: the best it finds in that time, with its bound."""
+Solver = Callable[[Network, float, int | None], Solution]
+"""``solver(network, seconds, upper)``: the best it finds in that time, with its bound. It may leave
+out what costs more than ``upper``; ``infeasible`` is then that nothing costs less or as much."""
 
 WEIGHT_RESOLUTION = 20_000
 """A limit's weights are rounded up to its bound divided by this (0.005 %): exact enough, and the
@@ -49,8 +49,8 @@ TRWS_ACCURACY = 1e-3
 has yet to find a plan."""
 
 
-def toulbar2(network: Network, seconds: float) -> Solution:
-    """Exact branch and bound with soft local consistency (Hurley et al. 2016), by toulbar2.
+def toulbar2(network: Network, seconds: float, upper: int | None = None) -> Solution:
+    """Branch and bound with soft local consistency (Hurley et al. 2016), by toulbar2.
 
     Costs are rounded *down* to a unit, a share of the objective, so the bound holds for the exact
     costs too; the choice found is then improved under the exact costs. ``optimal`` means proven
@@ -60,32 +60,40 @@ def toulbar2(network: Network, seconds: float) -> Solution:
     """
     if not network.unary:
         return Solution((), network.offset, network.offset, "optimal")
+    if upper is not None:  # a plan to beat, if not the plan itself
+        most = upper - network.offset
+        unit = max(1, most // RESOLUTIONS[-1])
+        return _pass(network, unit, None, most // unit, seconds)
     start = descend(network, [int(costs.argmin()) for costs in network.unary])
     deadline = time.monotonic() + seconds
     best, bound = Solution(None, FORBIDDEN, 0, "unknown"), 0
     for turn, resolution in enumerate(RESOLUTIONS):
         unit = max(1, _in_units(network, best.choice or start, 1) // resolution)
         left = (deadline - time.monotonic()) / (len(RESOLUTIONS) - turn)
-        best = _pass(network, unit, best.choice, left)
+        most = None if best.choice is None else _in_units(network, best.choice, unit)
+        best = _pass(network, unit, best.choice, most, left)
         bound = max(bound, best.bound)
         if best.status == "infeasible" or unit == 1:
             break
     return dataclasses.replace(best, bound=min(bound, best.cost))
 
 
-def _pass(network: Network, unit: int, known: tuple[int, ...] | None, seconds: float) -> Solution:
-    """One run of toulbar2, costs in ``unit``; ``known`` is an assignment that it may better."""
+def _pass(
+    network: Network, unit: int, known: tuple[int, ...] | None, most: int | None, seconds: float
+) -> Solution:
+    """One run of toulbar2, costs in ``unit``, for what costs no more than ``most`` of them;
+    ``known`` is an assignment that does.
+    """
     import pytoulbar2
 
     limit_s = max(1, math.ceil(seconds))
     began = time.process_time()
     # Options outlive a network; one that toulbar2 had set by itself made the next solve wrong.
     importlib.import_module("pytoulbar2.pytb2").init()
-    most = None if known is None else _in_units(network, known, unit)
     cfn = pytoulbar2.CFN(None if most is None else most + 1, vac=1, seed=1)
     scale = RESOLUTIONS[0] if most is None else most
     close = cfn.Option.absgap = int(CLOSE * scale) if network.limits and unit > 1 else 0
-    cfn.Option.trwsAccuracy = TRWS_ACCURACY * (10 if known is None else 1)
+    cfn.Option.trwsAccuracy = TRWS_ACCURACY * (10 if most is None else 1)
     try:
         _post(cfn, network, unit)
         found = cfn.Solve(timeLimit=limit_s)
@@ -174,12 +182,13 @@ def _post_limit(cfn: Any, limit: Limit) -> None:
         raise cfn.Contradiction
 
 
-def highs(network: Network, seconds: float) -> Solution:
+def highs(network: Network, seconds: float, upper: int | None = None) -> Solution:
     r"""The same problem as an integer program, by HiGHS: $\min c^T z$ over indicators.
 
     One binary $z_{iv}$ per value, one $z_{ijvw} \ge 0$ per pair of values, with the marginals
     $\sum_w z_{ijvw} = z_{iv}$ (the local polytope; Koster et al. 1998).
     """
+    del upper
     model = _IntegerProgram()
     starts = [model.columns(costs, integer=True) for costs in network.unary]
     for costs, start in zip(network.unary, starts, strict=True):
@@ -269,13 +278,13 @@ def _read_highs(
 EXHAUSTIVE_LIMIT = 2_000_000
 
 
-def exhaustive(network: Network, seconds: float = 0.0) -> Solution:
+def exhaustive(network: Network, seconds: float = 0.0, upper: int | None = None) -> Solution:
     """Tries every assignment. The oracle of the tests: shares nothing with the other solvers.
 
     Raises:
       OptionError: more than ``EXHAUSTIVE_LIMIT`` assignments.
     """
-    del seconds
+    del seconds, upper
     sizes = [len(costs) for costs in network.unary]
     count = math.prod(sizes)
     if count > EXHAUSTIVE_LIMIT:

@@ -7,12 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import CHOICES, dense, random_network
 
-from autopar.search.bounds import tightened
+from autopar.search.bounds import Messages
+from autopar.search.network import Network
 from autopar.search.solve import solve
-from autopar.search.solvers import highs, toulbar2
+from autopar.search.solvers import Solver, descend, highs, toulbar2
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+def swept(network: Network, sweeps: int) -> Messages:
+    work = Messages(network)
+    for turn in range(2 * sweeps):
+        work.sweep(turn % 2 == 1)
+    return work
 
 
 @SETTINGS
@@ -22,20 +30,40 @@ def test_the_optimum_is_never_ruled_out(seed: int, slack: int) -> None:
     truth = toulbar2(network, 10)
     if truth.choice is None:
         return
-    rest = tightened(network, truth.cost + slack, 0, 0.05)
-    assert rest.bound <= truth.cost
-    assert all(value in kept for value, kept in zip(truth.choice, rest.values, strict=True))
-    assert toulbar2(rest.network, 10).cost == truth.cost
+    work = swept(network, 4)
+    for _ in range(4):
+        assert work.rule_out(truth.cost + slack)
+        work.sweep(back=False)
+        work.sweep(back=True)
+    assert work.bound <= truth.cost
+    assert all(value in kept for value, kept in zip(truth.choice, work.values, strict=True))
+    assert toulbar2(work.left(), 10).cost == truth.cost
 
 
 @SETTINGS
-@given(SEEDS, st.booleans())
-def test_parts_find_the_optimum_and_prove_it(seed: int, limited: bool) -> None:
+@given(SEEDS)
+def test_what_is_ruled_out_whole_does_not_exist(seed: int) -> None:
+    network = dense(seed, limited=False)
+    truth = toulbar2(network, 10)
+    work, before = swept(network, 8), network.entries
+    while work.rule_out(truth.cost - 1) and work.entries < before:
+        before = work.entries
+        work.sweep(back=False)
+        work.sweep(back=True)
+    left = toulbar2(work.left(), 10, truth.cost - 1) if all(map(len, work.values)) else None
+    assert left is None or left.status == "infeasible"
+
+
+@SETTINGS
+@given(SEEDS, st.booleans(), st.sampled_from([toulbar2, highs]))
+def test_closing_in_finds_the_optimum_and_proves_it(
+    seed: int, limited: bool, solver: Solver
+) -> None:
     network = dense(seed, limited)
     truth = toulbar2(network, 10)
-    found = solve(network, 10, toulbar2, [CHOICES] * 6, large=10)
-    if found.choice is None:
-        assert found.status == "unknown"  # blocks found no way in; they prove nothing
+    found = solve(network, 10, solver, [CHOICES] * 6, small=10, large=10)
+    if found.choice is None:  # blocks that find no way in prove nothing
+        assert found.status == ("unknown" if limited else truth.status)
         return
     assert found.bound <= truth.cost <= found.cost == network.cost(found.choice)
     if found.status == "optimal":
@@ -47,14 +75,20 @@ def test_a_solve_leaves_nothing_behind_for_the_next() -> None:
     second = random_network(4, limits=1, forbidden=0.05, most=20, density=0.25)
     want = highs(second, 30).cost
     for seed in range(8):
-        solve(dense(seed, limited=seed % 2 == 1), 10, toulbar2, [CHOICES] * 6, large=10)
+        solve(dense(seed, limited=seed % 2 == 1), 10, toulbar2, [CHOICES] * 6, small=10, large=10)
         assert solve(second, 10, toulbar2).cost == want
 
 
-def test_a_bound_alone_is_close() -> None:
-    gaps: list[float] = []
+def test_a_bound_alone_is_close_and_so_is_what_is_decoded() -> None:
+    below: list[float] = []
+    above: list[float] = []
     for seed in range(20):
         network = dense(seed, limited=False)
         truth = toulbar2(network, 10)
-        gaps.append(1 - tightened(network, truth.cost, 0, 0.2).bound / truth.cost)
-    assert np.median(gaps) < 0.5
+        work = swept(network, 20)
+        found = descend(network, work.decoded(back=False))
+        work.rule_out(truth.cost)
+        below.append(1 - work.bound / truth.cost)
+        above.append(network.cost(found) / truth.cost - 1)
+    assert np.median(below) < 0.5
+    assert min(above) == 0 < np.median(above) < 0.3
