@@ -20,23 +20,15 @@ from autopar.cost_model import Cluster, Resharder, format_bytes
 from autopar.passes.trace import Step
 from autopar.search import pins as pins_
 from autopar.search import record
-from autopar.search.assemble import Restriction, assemble
-from autopar.search.baselines import baseline
 from autopar.search.domains import State
-from autopar.search.graph import Graph, build_graph
-from autopar.search.memory import MemoryModel, MeshMemory
+from autopar.search.memory import MeshMemory
 from autopar.search.network import FORBIDDEN, Limit, Network, Solution, folded
-from autopar.search.operations import Operation, operations
 from autopar.search.options import BASELINES, Options
 from autopar.search.own_shardings import own_mesh, own_shardings
-from autopar.search.own_shardings import states as own_states
+from autopar.search.prepared import Prepared
 from autopar.search.problem import Problem
-from autopar.search.roles import roles
 from autopar.search.solve import AxisChoices, random_choice, solve
 from autopar.search.solvers import default_solver, exhaustive
-
-ALIKE_ABOVE = 400
-"""Nodes above which nodes that look alike share a choice. Below, everything is searched apart."""
 
 LIGHTEST_ROUNDS = 6
 """Peak instants taken into account, at most, in the search for the plan of least memory."""
@@ -49,30 +41,31 @@ class Candidate:
     problem: Problem
     solution: Solution
     peak_bytes: int
-    alike: bool
 
 
-def search(step: Step, cluster: Cluster, options: Options) -> Plan:
+def search(
+    step: Step, cluster: Cluster, options: Options, prepared: Prepared | None = None
+) -> Plan:
     """Finds the plan.
+
+    Args:
+      prepared: of the same step, cluster and options but for memory and time; made if not given.
 
     Raises:
       InfeasibleError: no plan fits the memory budget, or a baseline cannot be formed.
       PinError, ClusterError, OptionError: the request is inconsistent.
     """
     began = time.perf_counter()
-    options.progress("building the flow graph")
-    graph = build_graph(step)
-    ops = operations(graph)
-    memory = MemoryModel(step, graph, roles(step, graph), cluster.chip)
+    prepared = prepared or Prepared.of(step, cluster, options)
     budget = options.memory_bytes or cluster.chip.usable_bytes
-    meshes = _meshes(cluster, options, own_mesh(own_shardings(graph)))
+    meshes = _meshes(cluster, options, own_mesh(own_shardings(prepared.graph)))
     best: Candidate | None = None
     failures: list[InfeasibleError] = []
     misfits: list[PinError] = []
     for mesh in meshes:
         options.progress(f"searching {mesh}")
         try:
-            found = _solve_mesh(step, graph, ops, memory, cluster, mesh, budget, options)
+            found = _fit(prepared, prepared.problem(mesh), budget, options)
         except InfeasibleError as error:
             failures.append(error)
             continue
@@ -83,17 +76,11 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
             best = found
     if best is None:
         raise nearest(failures) if failures else misfits[0]
-    return _plan(step, cluster, best, memory, options, time.perf_counter() - began)
+    return _plan(prepared, best, options, time.perf_counter() - began)
 
 
-def _plan(
-    step: Step,
-    cluster: Cluster,
-    best: Candidate,
-    memory: MemoryModel,
-    options: Options,
-    seconds: float,
-) -> Plan:
+def _plan(prepared: Prepared, best: Candidate, options: Options, seconds: float) -> Plan:
+    step, cluster, memory = prepared.step, prepared.cluster, prepared.memory
     problem, found = best.problem, best.solution
     assert found.choice is not None
     states = problem.states(found.choice)
@@ -102,7 +89,7 @@ def _plan(
         options.search if options.search in ("exhaustive", "random") else default_solver().__name__
     )
     solver = record.solver_report(
-        problem, name, found.status, found.cost, found.bound, seconds, best.alike
+        problem, name, found.status, found.cost, found.bound, seconds, prepared.alike
     )
     text = options.as_text()
     return record.assembled(step, cluster, problem, states, memory.roles, predicted, solver, text)
@@ -146,40 +133,9 @@ def _meshes(cluster: Cluster, options: Options, own: MeshSpec | None) -> tuple[M
     return kept
 
 
-def _solve_mesh(
-    step: Step,
-    graph: Graph,
-    ops: tuple[Operation | None, ...],
-    memory: MemoryModel,
-    cluster: Cluster,
-    mesh: MeshSpec,
-    budget: int,
-    options: Options,
-) -> Candidate:
-    restriction = _restriction(step, graph, mesh, options)
-    alike = len(graph.nodes) > ALIKE_ABOVE and options.search not in ("exhaustive", "random")
-    resharder = Resharder(mesh, cluster.axis_links(mesh))
-    problem = assemble(
-        graph, ops, memory.fusion, cluster, mesh, restriction, resharder, alike, memory.attention
-    )
-    return _fit(problem, memory, budget, options, alike)
-
-
-def _restriction(step: Step, graph: Graph, mesh: MeshSpec, options: Options) -> Restriction:
-    pins = pins_.resolve(options.pins, step, mesh)
-    pinned = {i: (pin.layout,) for i, pin in pins.items()}
-    own = own_states(own_shardings(graph), graph, mesh, step, pins)
-    if options.search not in BASELINES:
-        return Restriction(pinned, own=own)
-    base = baseline(options.search, step, graph, mesh)
-    return dataclasses.replace(base, resting={**base.resting, **pinned}, own=own)
-
-
-def _fit(
-    problem: Problem, memory: MemoryModel, budget: int, options: Options, alike: bool
-) -> Candidate:
+def _fit(prepared: Prepared, problem: Problem, budget: int, options: Options) -> Candidate:
     """Solves, and limits the instants that are over budget until the simulated peak fits it."""
-    model = memory.on(problem)
+    model = prepared.memory.on(problem)
     # On one or two axes a network is small enough to be solved whole.
     axes = problem.axis_choices() if len(problem.mesh.axes) > 2 else ()
     limits: dict[int, Limit] = {}
@@ -187,7 +143,10 @@ def _fit(
     deadline = time.monotonic() + options.time_limit_s
     while (left := deadline - time.monotonic()) > 0:
         network = dataclasses.replace(problem.network, limits=tuple(map(folded, limits.values())))
-        found = _solve(network, axes, options, left)
+        known = None if limits else prepared.free.get(problem.mesh)
+        found = known or _solve(network, axes, options, left)
+        if not limits:
+            prepared.free[problem.mesh] = found
         if found.choice is None:
             break
         bound = max(bound, found.bound) if exact else bound
@@ -196,14 +155,14 @@ def _fit(
         if peak <= budget:
             status = found.status if exact else "feasible"
             solution = dataclasses.replace(found, status=status, bound=min(bound, found.cost))
-            return Candidate(problem, solution, peak, alike)
+            return Candidate(problem, solution, peak)
         least = min(least, peak)
         if options.search in BASELINES:
             heaviest = model.heaviest(states)
             raise _too_big(options.search, problem.mesh, peak, budget, heaviest)
         options.progress(f"peak {format_bytes(peak)} over {format_bytes(budget)}: tightening")
         exact &= _tighten(limits, model, states, budget)
-    return _lightest(problem, axes, model, limits, least, budget, options, alike)
+    return _lightest(problem, axes, model, limits, least, budget, options)
 
 
 def _tighten(
@@ -237,7 +196,6 @@ def _lightest(
     least: int,
     budget: int,
     options: Options,
-    alike: bool,
 ) -> Candidate:
     """The plan of least memory at the instants that bind: the last resort, and the honest 'no'."""
     options.progress("looking for the plan of least memory")
@@ -270,7 +228,7 @@ def _lightest(
         heaviest = model.heaviest(problem.states(found.choice))
         raise _too_big(options.search, problem.mesh, min(least, peak), budget, heaviest)
     cost = problem.network.cost(found.choice)
-    return Candidate(problem, Solution(found.choice, cost, 0, "feasible"), peak, alike)
+    return Candidate(problem, Solution(found.choice, cost, 0, "feasible"), peak)
 
 
 def _solve(network: Network, axes: AxisChoices, options: Options, seconds: float) -> Solution:

@@ -27,8 +27,7 @@ Solver = Callable[[Network, float, int | None], Solution]
 out what costs more than ``upper``; ``infeasible`` is then that nothing costs less or as much."""
 
 WEIGHT_RESOLUTION = 20_000
-"""A limit's weights are rounded up to its bound divided by this (0.005 %): exact enough, and the
-solvers' arithmetic stays small."""
+"""A limit's weights are rounded up to its bound divided by this (0.005 %)."""
 
 
 def default_solver() -> Solver:

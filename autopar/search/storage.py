@@ -36,6 +36,7 @@ from autopar.search import planner
 from autopar.search.memory import heaviest
 from autopar.search.options import Options
 from autopar.search.plan_prices import PlanPrices
+from autopar.search.prepared import Prepared
 from autopar.search.storage_choice import Choice, Profile, choose, lightest
 from autopar.search.storage_names import dropped_names
 from autopar.search.storage_values import Body, Value, storage_values
@@ -61,7 +62,9 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     """
     if options.remat == "none" or options.search != "optimal":
         return planner.search(step, cluster, options)
-    free = planner.search(step, cluster, dataclasses.replace(options, memory_bytes=UNLIMITED))
+    prepared = Prepared.of(step, cluster, options)
+    unlimited = dataclasses.replace(options, memory_bytes=UNLIMITED)
+    free = planner.search(step, cluster, unlimited, prepared)
     budget = options.memory_bytes or cluster.chip.usable_bytes
     if free.predicted.peak_bytes <= budget:
         return dataclasses.replace(free, options=options.as_text())
@@ -70,7 +73,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     options.progress(f"needs {format_bytes(least)} of {format_bytes(budget)}: sharding more")
     if free.mesh.device_count > 1:
         try:
-            plans.append(planner.search(step, cluster, options))
+            plans.append(planner.search(step, cluster, options, prepared))
         except InfeasibleError as error:
             least = min(least, error.least_bytes or least)
     if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):

@@ -1,0 +1,81 @@
+"""What searches of one step have in common that differ in memory and time alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from autopar.core.mesh import MeshSpec
+from autopar.cost_model import Cluster, Resharder
+from autopar.passes.trace import Step
+from autopar.search import pins as pins_
+from autopar.search.assemble import Restriction, assemble
+from autopar.search.baselines import baseline
+from autopar.search.graph import Graph, build_graph
+from autopar.search.memory import MemoryModel
+from autopar.search.network import Solution
+from autopar.search.operations import Operation, operations
+from autopar.search.options import BASELINES, Options
+from autopar.search.own_shardings import own_shardings
+from autopar.search.own_shardings import states as own_states
+from autopar.search.problem import Problem
+from autopar.search.roles import roles
+
+ALIKE_ABOVE = 400
+"""Nodes above which nodes that look alike share a choice. Below, everything is searched apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The graph of a step, its memory, and per mesh the network and what was found without limits.
+
+    Attributes:
+      options: of these, memory and time are not looked at.
+    """
+
+    step: Step
+    cluster: Cluster
+    options: Options
+    graph: Graph
+    ops: tuple[Operation | None, ...]
+    memory: MemoryModel
+    free: dict[MeshSpec, Solution] = field(default_factory=dict[MeshSpec, Solution])
+    _problems: dict[MeshSpec, Problem] = field(default_factory=dict[MeshSpec, Problem])
+
+    @classmethod
+    def of(cls, step: Step, cluster: Cluster, options: Options) -> Prepared:
+        """Does what does not depend on the mesh."""
+        options.progress("building the flow graph")
+        graph = build_graph(step)
+        memory = MemoryModel(step, graph, roles(step, graph), cluster.chip)
+        return cls(step, cluster, options, graph, operations(graph), memory)
+
+    @property
+    def alike(self) -> bool:
+        """Whether nodes that look alike share a choice."""
+        apart = self.options.search in ("exhaustive", "random")
+        return len(self.graph.nodes) > ALIKE_ABOVE and not apart
+
+    def problem(self, mesh: MeshSpec) -> Problem:
+        """The network of a mesh.
+
+        Raises:
+          PinError: pins do not suit the mesh. InfeasibleError: a baseline cannot be formed on it.
+        """
+        if mesh not in self._problems:
+            self._problems[mesh] = assemble(
+                *(self.graph, self.ops, self.memory.fusion, self.cluster, mesh),
+                *(self._restriction(mesh), Resharder(mesh, self.cluster.axis_links(mesh))),
+                *(self.alike, self.memory.attention),
+            )
+        return self._problems[mesh]
+
+    def _restriction(self, mesh: MeshSpec) -> Restriction:
+        step, graph, search = self.step, self.graph, self.options.search
+        pins = pins_.resolve(self.options.pins, step, mesh)
+        pinned = {i: (pin.layout,) for i, pin in pins.items()}
+        own = own_states(own_shardings(graph), graph, mesh, step, pins)
+        if search not in BASELINES:
+            return Restriction(pinned, own=own)
+        base = baseline(search, step, graph, mesh)
+        return dataclasses.replace(base, resting={**base.resting, **pinned}, own=own)
