@@ -97,14 +97,14 @@ class _Assembler:
 
     def fill_domains(self) -> None:
         """Domain, own cost and signature of every node."""
-        feeders = _feeders(self.graph)
+        makers = _makers(self.graph)
         for node in self.graph.nodes:
             if node.kind == "op":
                 domain, key, cost = self._op(node)
             elif node.kind == "input":
                 domain, key, cost = self._input(node)
             else:
-                domain, key, cost = self._border(node, feeders)
+                domain, key, cost = self._border(node, makers)
             self.domains.append(domain)
             self.keys.append((node.kind, key, node.trips, node.shape))
             self.costs.append(cost)
@@ -177,13 +177,10 @@ class _Assembler:
         return domain, (str(node.var.aval), resting, shared), self._seconds[key]
 
     def _border(
-        self, node: Node, feeders: Mapping[int, list[tuple[int, int]]]
+        self, node: Node, makers: Mapping[int, list[tuple[int, int]]]
     ) -> tuple[Domain, Hashable, IntArray]:
         ops = frozenset(
-            op
-            for source, port in feeders.get(node.index, [])
-            if self.graph.nodes[source].kind == "op" and node.kind == "hub"
-            for op in self._port_ops(source, port)
+            op for source, port in makers.get(node.index, ()) for op in self._port_ops(source, port)
         )
         domain = self._made.hub(node.shape, ops)
         allowed = self.restriction.outputs.get(node.index)
@@ -286,8 +283,13 @@ def _groups(graph: Graph, variables: Sequence[int]) -> IntArray:
     return numbered(pairs * (len(graph.edges) + 1) + graph.uses)[0]
 
 
-def _feeders(graph: Graph) -> dict[int, list[tuple[int, int]]]:
+def _makers(graph: Graph) -> dict[int, list[tuple[int, int]]]:
+    """Of each hub, the ops and results that feed it."""
+    is_op, is_hub = (
+        np.array([node.kind == kind for node in graph.nodes], np.bool_) for kind in ("op", "hub")
+    )
     found: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for edge in graph.edges:
+    for place in np.flatnonzero(is_op[graph.ends[:, 0]] & is_hub[graph.ends[:, 1]]).tolist():
+        edge = graph.edges[place]
         found[edge.dst].append((edge.src, edge.port))
     return found

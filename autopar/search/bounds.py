@@ -169,7 +169,9 @@ class Messages:
 
 def _near(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
     """The variables in an order in which those of a pair are near each other."""
-    ends = np.array(pairs, np.int64).reshape(-1, 2)
+    if not pairs:
+        return list(range(count))
+    ends = np.array(pairs, np.int64)
     both = np.concatenate((ends, ends[:, ::-1]))
     graph = coo_array((np.ones(len(both)), (both[:, 0], both[:, 1])), shape=(count, count))
     return reverse_cuthill_mckee(graph.tocsr(), symmetric_mode=True).tolist()

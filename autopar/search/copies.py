@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from jax.extend.core import Var
 
 from autopar.cost_model.memory import Timeline
@@ -91,9 +92,10 @@ def streamed_operands(
         ]
         if fused:
             found[node.index] = (node.index, tuple(fused))
-    for edge in sorted(graph.edges, key=lambda edge: edge.src):
-        eqn = graph.nodes[edge.dst].eqn
-        hands_on = eqn is not None and eqn.primitive.name in _ONWARD
-        if edge.src in found and hands_on:
+    for place in np.argsort(graph.ends[:, 0], kind="stable").tolist():
+        edge = graph.edges[place]
+        if edge.src not in found or (eqn := graph.nodes[edge.dst].eqn) is None:
+            continue
+        if eqn.primitive.name in _ONWARD:
             found.setdefault(edge.dst, found[edge.src])
     return found

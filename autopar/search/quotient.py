@@ -45,7 +45,7 @@ def classes(graph: Graph, signatures: Sequence[Hashable], radius: int = RADIUS) 
         colours = _refined(colours, sight)
     sight = sight.of(np.array(chains, np.bool_))
     before = 0
-    while (count := len(np.unique(colours))) > before:
+    while (count := len(_distinct(colours))) > before:
         before = count
         colours = _refined(colours, sight)
     return tuple(colours.tolist())
@@ -73,11 +73,18 @@ def _refined(colours: IntArray, sight: _Sight) -> IntArray:
     """
     count = len(colours)
     kinds = (int(sight.role.max(initial=0)) + 1) * count
-    seen = np.unique(sight.node * kinds + sight.role * count + colours[sight.other])
-    node, seen = np.divmod(seen, kinds)
+    node, seen = np.divmod(
+        _distinct(sight.node * kinds + sight.role * count + colours[sight.other]), kinds
+    )
     sums = _hashed(colours + kinds)
     np.add.at(sums, node, _hashed(seen))
     return numbered(sums)[0]
+
+
+def _distinct(numbers: IntArray) -> IntArray:
+    """In order; by sorting, which takes a third of the time of ``np.unique``'s hashing."""
+    ordered = np.sort(numbers)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
 
 
 def numbered(keys: NDArray[np.generic]) -> tuple[IntArray, IntArray]:

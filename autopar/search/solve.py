@@ -32,7 +32,7 @@ from autopar.search.shrink import Undo, shrink
 from autopar.search.solvers import Solver, default_solver, descend
 
 SMALL = 50_000
-"""Table entries of a shrunk network up to which a solver gets it as it is."""
+"""Table entries of a network up to which a solver gets it as it is."""
 
 LARGE = 3_000_000
 """Table entries of a shrunk network with limits up to which a solver gets it as it is."""
@@ -72,12 +72,13 @@ def solve(
     """
     solver = solver or default_solver()
     deadline = time.monotonic() + seconds
+    if not network.limits and network.entries > small:
+        smaller, undo = shrink(network, dead_ends=False)  # bounds will find them, and more
+        found = _closing_in(smaller, FORBIDDEN, solver, deadline, small)
+        return _undone(network, undo, found)
     smaller, undo = shrink(network)
-    apart = bool(axes) and smaller.entries > large
-    if smaller.entries <= small or (network.limits and not apart):
+    if smaller.entries <= small or not (axes and smaller.entries > large):
         return _undone(network, undo, solver(smaller, seconds, None))
-    if not network.limits:
-        return _undone(network, undo, _closing_in(smaller, FORBIDDEN, solver, deadline, small))
     first = _by_blocks(_Parts(network, axes, solver, deadline))
     if first.choice is None:
         return first
