@@ -135,6 +135,17 @@ def linear_type(row: Row) -> str:
     return "fp8" if "fp8" in text or "float8" in text else "bf16"
 
 
+def cast_bytes(row: Row) -> float:
+    """What an operand of eight bits costs each product that it enters, in bytes an element.
+
+    It is read for its largest value and read to be cast (16 bits each), and written twice, once
+    transposed, as the products of the backward pass want it. Every value enters two products;
+    Transformer Engine casts it once for both.
+    """
+    engine = "NeMo" in str(row.get("framework")) or "TE" in str(row.get("precision"))
+    return 3.0 if engine or "amp_fp8" in str(row.get("precision")) else 6.0
+
+
 def overlap(row: Row) -> Overlap:
     """Windowed: XLA:TPU, Megatron-Core, and torchtitan where it says so."""
     framework = str(row.get("framework"))

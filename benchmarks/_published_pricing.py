@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from autopar.core.layout import B, Layout, Split, divides, shifted
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Resharder
 from autopar.cost_model.compute import Load
+from autopar.cost_model.hardware import DtypeClass
 from autopar.cost_model.overlap import Task
 from autopar.models.training import TrainState, default_optimizer
 from autopar.models.workload import Workload, make_workload
@@ -42,7 +43,6 @@ class Priced:
 
     tasks: tuple[Task, ...]
     peak_bytes: int
-    state_bytes: int
 
 
 def price(case: Case) -> Priced:
@@ -75,30 +75,24 @@ def price(case: Case) -> Priced:
     state = parts.get("parameters", 0) + parts.get("optimizer state", 0)
     found_tasks = tasks(problem, states, memory.fusion, memory.attention, resharder)
     if case.linear != "bf16":
-        found_tasks = quantised(found_tasks, case.linear, case.config.vocab // case.model)
-    return Priced(
-        found_tasks,
-        memory.on(problem).peak(states)[1],
-        state,
-    )
+        found_tasks = quantised(found_tasks, case)
+    peak = memory.on(problem).peak(states)[1] - state * (case.flat - 1) // case.flat
+    return Priced(found_tasks, peak)
 
 
-def quantised(every: Sequence[Task], linear: Any, vocab: int) -> tuple[Task, ...]:
-    """The linear layers, but for the last, on operands of eight bits.
-
-    Each operand is read for its largest value and read to be cast (16 bits each), written in 8 bits
-    and once more transposed, as the products of the backward pass want it.
-    """
+def quantised(every: Sequence[Task], case: Case) -> tuple[Task, ...]:
+    """The linear layers, but for the last, on operands of eight bits, which are cast before."""
+    vocab, linear = case.config.vocab // case.model, cast(DtypeClass, case.linear)
     found: list[Task] = []
     places: list[int] = []
     for task in every:
         task = task._replace(needs=tuple(places[need] for need in task.needs))
         dims = task.load.matmul
         if task.body:
-            task = task._replace(body=quantised(task.body, linear, vocab))
+            task = task._replace(body=quantised(task.body, case))
         elif dims and dims[0] == 1 and not task.load.attention_share and vocab not in dims:
             _, m, n, k = dims
-            found.append(Task(Load(moved_bytes=6.0 * k * (m + n)), needs=task.needs))
+            found.append(Task(Load(moved_bytes=case.cast_bytes * k * (m + n)), needs=task.needs))
             load = dataclasses.replace(task.load, dtype_class=linear)
             task = task._replace(load=load, needs=(*task.needs, len(found) - 1))
         places.append(len(found))

@@ -19,6 +19,7 @@ from _published_facts import (
     VARIANTS,
     Row,
     attention_kernel,
+    cast_bytes,
     linear_type,
     overlap,
     was_fitted,
@@ -43,9 +44,11 @@ class Case:
         step.
       replicas, shards, model: devices of the mesh by what they split: the batch alone, the batch
         and the state, and the layers (Megatron's tensor parallelism). Outermost first.
+      flat: in how many parts the state is split further. Frameworks split flat buffers; layouts
+        split dimensions, so that of 48 shards of a width of 7168 here 3 are replicas.
       cluster: its chip's ``overlap`` and ``attention_efficiency`` are those of the framework.
       linear: operands of the linear layers: ``bf16``, ``fp8`` or ``int8``.
-      fitted: see ``was_fitted``. measured_s: seconds of one step.
+      cast_bytes, fitted: see the facts of these names. measured_s: seconds of one step.
     """
 
     id: str
@@ -57,7 +60,9 @@ class Case:
     replicas: int
     shards: int
     model: int
+    flat: int
     linear: str
+    cast_bytes: float
     fitted: bool
     measured_s: float | None
 
@@ -89,6 +94,7 @@ def parse(row: Row) -> Case:
         count = int(batch.get("grad_accum") or 1)
     if sequences % (ways * count):
         raise Unpriced(f"{sequences} sequences do not divide over {ways} replicas")
+    whole = math.gcd(shards, config.d_model)
     return Case(
         id=row["id"],
         source=row["source"],
@@ -96,10 +102,12 @@ def parse(row: Row) -> Case:
         cluster=cluster,
         batch=sequences // count,
         microbatches=count,
-        replicas=replicas,
-        shards=shards,
+        replicas=replicas * shards // whole,
+        shards=whole,
         model=model,
+        flat=shards // whole,
         linear=linear,
+        cast_bytes=cast_bytes(row),
         fitted=was_fitted(row),
         measured_s=_measured(row, sequences, cluster.device_count),
     )

@@ -23,8 +23,8 @@ Rules, after what XLA:TPU does (measured for the design):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -97,6 +97,13 @@ class Timeline:
     def root(self, var: Var) -> Var:
         """The variable whose buffer holds ``var``."""
         return self.roots.get(var, var)
+
+    def without(self, never: Set[Var]) -> Timeline:
+        """The same, where some values are never in memory (``attention``)."""
+        if not never:
+            return self
+        kept = tuple(buffer for buffer in self.buffers if buffer.var not in never)
+        return replace(self, buffers=kept)
 
     def sizes(self, bytes_of: Mapping[Var, int]) -> Bytes:
         """Bytes of each buffer."""

@@ -170,7 +170,7 @@ class _Streams:
             self.kernels_s = max(self.kernels_s, whole)
             self._loop(task)
             self._ended(self.kernels_s)
-        elif task.ahead or task.load is NOTHING:
+        elif task.ahead or not self._seconds(task.load):
             self._compute(task.load)
             self._ended(whole, may)
         elif self.windowed and task.load.matmul is not None:
@@ -186,11 +186,15 @@ class _Streams:
             self._ended(self.kernels_s)
 
     def _compute(self, load: Load) -> float:
+        seconds = self._seconds(load)
+        self.kernels_s += seconds
+        self.compute_s += seconds
+        return seconds
+
+    def _seconds(self, load: Load) -> float:
         seconds = self.seconds.get(id(load))  # tasks share their loads
         if seconds is None:
             seconds = self.seconds[id(load)] = load.seconds(self.chip)
-        self.kernels_s += seconds
-        self.compute_s += seconds
         return seconds
 
     def _ended(self, done_s: float, begun_s: float | None = None) -> None:

@@ -50,7 +50,7 @@ class MemoryModel:
         self.attention = (
             attention_kernels(step.jaxpr.jaxpr) if chip.attention_efficiency else NO_ATTENTION
         )
-        self.timeline: Timeline = liveness(
+        timeline = liveness(
             step.jaxpr,
             roles,
             step.donated,
@@ -58,6 +58,7 @@ class MemoryModel:
             borders=self.fusion,
             bf16_dots=chip.bf16_dots,
         )
+        self.timeline: Timeline = timeline.without(self.attention.scores)
         self.vmem_bytes = chip.vmem_bytes
         top = step.jaxpr.jaxpr
         self.paths = dict(zip(top.invars, step.in_paths, strict=True))

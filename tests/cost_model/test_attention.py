@@ -8,6 +8,8 @@ import pytest
 
 from autopar.cost_model.attention import Charges, attention_kernels
 from autopar.cost_model.fusion import fusion_borders
+from autopar.cost_model.memory import liveness
+from autopar.cost_model.work import aval_bytes
 from autopar.passes.trace import trace
 
 Q = jax.ShapeDtypeStruct((2, 4, 64, 8), jnp.bfloat16)
@@ -40,6 +42,14 @@ def test_scores_stay_on_the_chip(causal: bool, share: float) -> None:
     assert first == ((1.0, 1.0), (False,), share)
     assert second[1:] == ((True,), share)
     assert 0.0 in second[0]
+
+
+def test_scores_are_never_in_memory() -> None:
+    step = trace(lambda q, k, v: attend(q, k, v, True), Q, Q, Q)
+    timeline = liveness(step.jaxpr, ("batch",) * 3, step.donated, step.ties)
+    kept = timeline.without(attention_kernels(step.jaxpr.jaxpr).scores)
+    assert max(aval_bytes(buffer.var.aval) for buffer in timeline.buffers) > aval_bytes(Q)
+    assert max(aval_bytes(buffer.var.aval) for buffer in kept.buffers) == aval_bytes(Q)
 
 
 def test_scores_that_leave_are_written() -> None:
