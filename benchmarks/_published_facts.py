@@ -147,10 +147,15 @@ def cast_bytes(row: Row) -> float:
 
 
 def overlap(row: Row) -> Overlap:
-    """Windowed: XLA:TPU, Megatron-Core, and torchtitan where it says so."""
-    framework = str(row.get("framework"))
-    if framework == "Megatron-LM":
-        return "none"  # of 2021: gradients are reduced at the end
+    """Windowed: XLA:TPU, Megatron-Core, and torchtitan where it says so.
+
+    None: Megatron-LM of 2021, which reduces gradients at the end, and OneFlow's GPT if it is tensor
+    parallel, whose collectives are then on the stream of the kernels (nccl_use_compute_stream;
+    Oneflow-Inc/OneFlow-Benchmark, LanguageModeling/GPT/oneflow_gpt/training.py).
+    """
+    framework, parallel = str(row.get("framework")), row.get("parallel") or {}
+    if framework == "Megatron-LM" or (framework == "OneFlow-GPT" and (parallel.get("tp") or 1) > 1):
+        return "none"
     on_tpu = str((row.get("hardware") or {}).get("accelerator")).startswith("TPU")
-    async_tp = bool((row.get("parallel") or {}).get("async_tp"))
+    async_tp = bool(parallel.get("async_tp"))
     return "windowed" if on_tpu or async_tp or "Megatron-Core" in framework else "async"
