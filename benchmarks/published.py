@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
+import math
 import pickle
 import statistics
 import sys
@@ -21,7 +23,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from _common import write_json
 from _published_pricing import Priced, price
@@ -112,26 +114,39 @@ def rank_groups(
     """Prints, for each group, whether the plans that can be expressed are ranked as measured."""
     table = Table("group", "plans", "priced", "ranked as measured", "best first")
     for group in groups:
-        members: list[tuple[float, float, str]] = []
+        members: list[Member] = []
         for entry in group["ranking"]:
             try:
                 result = run(parse(rows[entry["id"]]))
             except (Unpriced, KeyError):
                 continue
-            value = entry["value"]
-            wanted = float("-inf") if value is None else float(value)
-            found = -result.step_s if result.fits else float("-inf")
-            members.append((wanted, found, entry["id"]))
-        members.sort(reverse=True)
-        found = [member[1] for member in members]
-        verdict = (
-            "-" if len(members) < 2 else "yes" if found == sorted(found, reverse=True) else "no"
-        )
-        order = [m[2] for m in sorted(members, key=lambda member: -member[1])]
-        short = ", ".join(one.removeprefix("dlperf_") for one in order)
+            value = -math.inf if entry["value"] is None else float(entry["value"])
+            speed = 1 / result.step_s if result.fits else -math.inf
+            members.append(Member(entry["id"], value, speed))
+        verdict = "-" if len(members) < 2 else "yes" if ranked_alike(members) else "no"
+        order = sorted(members, key=lambda member: -member.predicted)
+        short = ", ".join(one.id.removeprefix("dlperf_") for one in order)
         count = f"{len(members)}"
         table.add_row(group["group"], str(len(group["ranking"])), count, verdict, short)
     console.print(table)
+
+
+class Member(NamedTuple):
+    """A plan of a group: the higher, the better; out of memory is minus infinity."""
+
+    id: str
+    measured: float
+    predicted: float
+
+
+def ranked_alike(members: Sequence[Member]) -> bool:
+    """Whether of any two plans the same one is better, or neither, as measured and as predicted,
+    and the same plans run out of memory.
+    """
+    return all(math.isinf(one.measured) == math.isinf(one.predicted) for one in members) and all(
+        (a.measured > b.measured) == (a.predicted > b.predicted)
+        for a, b in itertools.permutations(members, 2)
+    )
 
 
 def main() -> None:
@@ -150,7 +165,10 @@ def main() -> None:
     for row in [row for row in timed_rows(rows) if options.only in row["id"]]:
         with console.status(row["id"]):
             try:
-                results.append(run(parse(row)))
+                case = parse(row)
+                if case.measured_s is None:
+                    raise Unpriced("nothing measured from which a step's time follows")
+                results.append(run(case))
             except Unpriced as reason:
                 reasons[str(reason)] += 1
     _print(results, reasons, options.all, console)

@@ -1,0 +1,62 @@
+"""The programs of ``benchmarks/`` load, and published rows are read as the documentation says."""
+
+import json
+import math
+import runpy
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+PROGRAMS = sorted(path.name for path in FOLDER.glob("[!_]*.py"))
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return runpy.run_path(str(FOLDER / name))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert callable(load(name, monkeypatch)["main"])
+
+
+def test_rows_are_read_or_say_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = load("published.py", monkeypatch)
+    reasons: Counter[str] = Counter()
+    for row in published["timed_rows"](json.loads((FOLDER / "data/published.json").read_text())):
+        try:
+            case = published["parse"](row)
+        except published["Unpriced"] as reason:
+            reasons[str(reason).partition(":")[0]] += 1
+            continue
+        ways = math.prod(case.mesh.values())
+        assert ways == case.cluster.device_count
+        assert case.batch % (case.replicas * case.shards) == 0
+        assert case.config.d_model % case.shards == 0
+        assert case.measured_s is not None
+        reasons["priced"] += 1
+    assert reasons.pop("priced") == 222
+    assert reasons.pop("pipeline parallelism") == 35
+    assert sum(reasons.values()) == 33
+
+
+@pytest.mark.parametrize(
+    ("predicted", "alike"),
+    [
+        ((3.0, 2.0, -math.inf), True),
+        ((3.0, -math.inf, -math.inf), False),  # one is said not to fit, but ran
+        ((3.0, 2.0, 1.0), False),  # one is said to fit, but did not
+        ((2.0, 3.0, -math.inf), False),
+        ((3.0, 3.0, -math.inf), False),
+    ],
+)
+def test_groups_are_ranked_as_measured_out_of_memory_included(
+    predicted: tuple[float, ...], alike: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = load("published.py", monkeypatch)
+    pairs = zip((30.0, 20.0, -math.inf), predicted, strict=True)
+    members = [published["Member"](str(i), *pair) for i, pair in enumerate(pairs)]
+    assert published["ranked_alike"](members) is alike
