@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from autopar.core.errors import ClusterError, InfeasibleError, PinError
 from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Plan
-from autopar.cost_model import Cluster, Resharder, format_bytes
+from autopar.cost_model import Cluster, format_bytes
 from autopar.passes.trace import Step
 from autopar.search import pins as pins_
 from autopar.search import record
