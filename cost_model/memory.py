@@ -46,7 +46,7 @@ what re-layouts put there."""
 SHORT_KERNELS = 6
 """Kernels that an operand waits, at most, while it is not worth writing (measured, v5e)."""
 
-HELD_RATIO = 10.0
+HELD_RATIO = 20.0
 """A value stays in on-chip memory while no more than so many times its own bytes are moved: XLA
 holds it there no longer than some multiple of the time that it would take to bring it back."""
 
