@@ -14,6 +14,7 @@ A partial sum cannot be written as a ``PartitionSpec``: the constraint stands wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as
 from jax.sharding import Mesh, NamedSharding
 
 from autopar.core.compat import manual_axes
-from autopar.core.layout import B, Layout, is_partial, shifted, to_spec
+from autopar.core.layout import B, Layout, Partial, Split, is_partial, shifted, to_spec
+from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, Resharder
 from autopar.passes.lowering.context import context_of, unplaced
@@ -169,6 +171,8 @@ class _Interpreter:
             dtype = jax.dtypes.result_type(value)
             for step in self.resharder.path(np.shape(value), dtype.itemsize, layout, wanted):
                 value = self._constrain(value, step.layout)
+        through = _through(np.shape(value), layout, wanted, self.plan.mesh)
+        value = value if through == wanted else self._constrain(value, through)
         return self._constrain(value, wanted)
 
     def _constrain(self, value: Any, layout: Layout) -> Any:
@@ -199,18 +203,41 @@ class _Interpreter:
         return list(map(self._constrain, results, layouts))
 
     def _body(self, name: str, region: Region) -> ClosedJaxpr:
-        entries = Border(self.plan, name).entries(region)
+        border = Border(self.plan, name)
+        entries, exits = border.entries(region), border.exits(region)
         self.layouts.update(zip(region.body.invars, entries, strict=True))
 
         def run(*args: Any) -> list[Any]:
             placed = map(self._constrain, args, entries)
             results = self.run(region.body, list(placed), f"{name}/{region.name}/")
+            if region.outputs:
+                results = list(map(self._operand, region.body.outvars, results, exits))
             for slot, (into, _) in enumerate(region.carries):
                 results[slot] = self._constrain(results[slot], self.layouts[into])
             return results
 
         avals = [_struct(v.aval) for v in region.body.invars]
         return jax.make_jaxpr(run)(*avals)
+
+
+def _through(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshSpec) -> Layout:
+    """Where a partial value is scattered on its way to ``wanted``.
+
+    Over several dimensions at once the partitioner only reduces it whole. So it is scattered over
+    one, and what is left, a part of it, moves on.
+    """
+    cut = [
+        axis
+        for axis, (old, new) in enumerate(zip(layout, wanted, strict=True))
+        if isinstance(old, Partial) and isinstance(new, Split)
+    ]
+    if len({wanted[axis] for axis in cut}) < 2:
+        return wanted
+    first = wanted[cut[0]]
+    assert isinstance(first, Split)
+    through = tuple(first if axis in cut else new for axis, new in enumerate(wanted))
+    pieces = [axis.size for axis, new in zip(mesh.axes, through, strict=True) if new == first]
+    return wanted if shape[first.dim] % math.prod(pieces) else through
 
 
 def _bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
