@@ -81,7 +81,9 @@ class _Interpreter:
         ):
             used = self.layouts[var] = self.plan.hubs.get(f"in:{i}", plan.layout)
             ready.append(value if used == plan.layout else self._constrain(value, used))
-        return self.run(jaxpr, [*consts, *ready], "")
+        results = self.run(jaxpr, [*consts, *ready], "")
+        wanted = [value.layout for value in self.plan.outputs]
+        return list(map(self._operand, jaxpr.outvars, results, wanted))
 
     def run(self, jaxpr: Jaxpr, args: Sequence[Any], prefix: str) -> list[Any]:
         env: dict[Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), args, strict=True))

@@ -208,6 +208,21 @@ def test_hoisted_casts_are_stacked() -> None:
     assert (cast.start, cast.end) == (0, line.instants - 1)
 
 
+def test_two_loops_share_a_hoisted_cast() -> None:
+    def fn(ws: jax.Array, x: jax.Array) -> jax.Array:
+        @jax.checkpoint
+        def body(c: jax.Array, w: jax.Array) -> tuple[jax.Array, None]:
+            return jnp.sin(c @ w.astype(jnp.bfloat16)), None
+
+        return lax.scan(body, x, ws)[0].astype(jnp.float32).sum()
+
+    shapes = jax.ShapeDtypeStruct((4, 16, 16), jnp.float32), SHAPE.update(dtype=jnp.bfloat16)
+    line = timeline(jax.grad(fn), *shapes)
+    first, *_, last = [i for i, e in enumerate(line.kernels) if e.primitive.name == "scan"]
+    (cast,) = [b for b in line.buffers if b.scale == 4]
+    assert (cast.start, cast.end) == (first, last)
+
+
 def test_f32_for_matmuls_may_be_stored_as_bf16() -> None:
     def fn(x: jax.Array, w: jax.Array) -> jax.Array:
         return (x @ w) @ w

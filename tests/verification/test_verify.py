@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 import autopar
 from autopar.cli import app
 from autopar.core.errors import ClusterError, OptionError
+from autopar.core.plan import CollectiveUse
 from autopar.cost_model import parse_cluster
 from autopar.verification import topology
+from autopar.verification.report import predicted_traffic
 
 TPUS = autopar.Cluster.preset("tpu-v5e", (2, 4))
 
@@ -44,6 +46,32 @@ def test_emulated_devices_send_what_is_predicted_and_compute_the_same(lowering: 
     assert "bytes sent" in str(report)
     assert json.loads(json.dumps(report.to_dict()))["wire_error"] == 0
     assert not PARAMS["up"].is_deleted()
+
+
+def test_a_layout_change_moves_the_value_and_not_what_it_is_made_of():
+    def moved(a: jax.Array, b: jax.Array) -> Any:
+        total = jnp.tanh(a) + jnp.sin(b)
+        return jnp.cumsum(total, 0), jax.lax.cummax(total, 0)
+
+    args = tuple(jax.random.normal(jax.random.key(i), (512, 256)) for i in range(2))
+    pins = {"a": jax.P("data"), "b": jax.P("data")}
+    plan = autopar.plan(moved, *args, cluster=TPUS, mesh=8, pins=pins, donate=())
+    report = autopar.verify(moved, plan, *args, donate=())
+    assert [t.kind for t in report.predicted] == ["all-to-all"]
+    assert report.wire_error == 0
+
+
+def test_axes_that_move_apart_do_so_one_by_one():
+    def turned(x: jax.Array) -> Any:
+        return jnp.cumsum(jnp.cumsum(jnp.sin(x), 1), 2)
+
+    x = jax.random.normal(jax.random.key(0), (32, 64, 128))
+    mesh = {"data": 4, "model": 2}
+    pins = {"x": jax.P(None, "model", "data")}
+    plan = autopar.plan(turned, x, cluster=TPUS, mesh=mesh, pins=pins, donate=())
+    report = autopar.verify(turned, plan, x, donate=())
+    assert {t.kind for t in report.predicted} == {t.kind for t in report.compiled} == {"all-to-all"}
+    assert report.wire_error == pytest.approx(0, abs=0.2)
 
 
 def test_shapes_alone_are_compiled_but_not_run():
@@ -100,3 +128,20 @@ def test_the_command_prints_a_table_or_json(tmp_path: Any):
     refused = run(*plan, "--plan", str(saved))
     assert refused.exit_code == 2
     assert "leave out --cluster" in refused.stderr
+
+
+def test_windowed_scatters_send_two_parts_more_and_only_where_they_end():
+    plan = autopar.plan(step, *ARGS, cluster=TPUS, mesh=(4, 2), search="fsdp")
+    uses = (
+        CollectiveUse("reduce-scatter", "data", 4096, 1, 0.0, "up/dot_general (grad)"),
+        CollectiveUse("reduce-scatter", "model", 1024, 1, 0.0, "up/dot_general (grad)"),
+        CollectiveUse("reduce-scatter", "data", 8000, 1, 0.0, "down/dot_general (grad)"),
+        CollectiveUse("reduce-scatter", "data", 400, 1, 0.0, "norm/reduce_sum (grad)"),
+    )
+    predicted = dataclasses.replace(plan.predicted, collectives=uses)
+    plan = dataclasses.replace(plan, predicted=predicted)
+    plain, windowed = (
+        {t.axis: t.wire_bytes for t in predicted_traffic(plan, windowed=w)} for w in (False, True)
+    )
+    assert plain == {"data": 3072 + 6000 + 300, "model": 512}
+    assert windowed == {"data": plain["data"] + 2 * 8000 / 4, "model": 512}
