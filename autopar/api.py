@@ -45,6 +45,8 @@ def plan(
     time_limit: float = 60.0,
     remat: str = "auto",
     confirm: str | None = None,
+    offload: str = "auto",
+    host_memory: int | str | None = None,
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> Plan:
@@ -69,6 +71,9 @@ def plan(
       confirm: ``jit`` or ``shard_map``: the plan is also compiled, as it would be run by that
         backend, for a TPU slice ahead of time (with libtpu, no TPU) or for the devices of this
         process. If its program needs more than the budget, it is searched again for less.
+      offload: ``auto``, by which the optimiser's state rests in host memory where recomputing is
+        not enough, or ``none``.
+      host_memory: host memory per device, as ``memory``; by default the chip's share of its host's.
       progress: called with a line of text as each stage begins.
       cache: folder in which plans are kept, so that the same question is searched once; by default
         the one that the environment variable ``AUTOPAR_CACHE`` names, if any.
@@ -97,6 +102,8 @@ def plan(
         time_limit=time_limit,
         remat=remat,
         confirm=confirm,
+        offload=offload,
+        host_memory=host_memory,
         progress=progress,
         cache=cache,
     )
@@ -116,6 +123,8 @@ def _plan_traced(
     time_limit: float = 60.0,
     remat: str = "auto",
     confirm: str | None = None,
+    offload: str = "auto",
+    host_memory: int | str | None = None,
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> Plan:
@@ -141,6 +150,8 @@ def _plan_traced(
         seed=seed,
         time_limit_s=time_limit,
         remat=remat,
+        offload=offload,
+        host_bytes=None if host_memory is None else parse_bytes(host_memory),
         progress=progress or _quiet,
     )
     target = cluster or Cluster.detect()

@@ -94,6 +94,16 @@ class Timeline:
         """How many there are; one for a step without kernels."""
         return max(1, len(self.kernels))
 
+    def scaled(self, shares: Mapping[Var, float]) -> Timeline:
+        """The same with only shares of some values on the device; 1 of all others."""
+        held = {self.root(var): share for var, share in shares.items()}
+        buffers = tuple(
+            replace(buffer, scale=buffer.scale * held.get(buffer.var, 1.0))
+            for buffer in self.buffers
+            if held.get(buffer.var, 1.0)
+        )
+        return replace(self, buffers=buffers) if held else self
+
     def root(self, var: Var) -> Var:
         """The variable whose buffer holds ``var``."""
         return self.roots.get(var, var)

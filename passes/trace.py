@@ -9,19 +9,20 @@ import contextlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 
 from autopar.core import compat
 from autopar.core.compat import PyTreeDef
 from autopar.core.errors import AutoparError, OptionError, PlanError, TraceError
 from autopar.passes.fingerprint import aval_text, fingerprint, function_name
+from autopar.passes.offload import Update, shares, updates
 from autopar.passes.refine import refine
 from autopar.passes.remat import rematerialise
 from autopar.passes.simplify import simplify
@@ -76,6 +77,15 @@ class Step:
         """
         refined = refine(self.jaxpr)
         return (self,) if refined is self.jaxpr else (self, replace(self, jaxpr=refined))
+
+    @cached_property
+    def updates(self) -> tuple[Update, ...]:
+        """The elementwise work that makes the next state of this one (see ``offload``)."""
+        return updates(self.jaxpr, self.donated, self.ties)
+
+    def shares(self, away: Collection[int]) -> Mapping[Var, float]:
+        """What a device holds of values that these inputs put on the host (see ``offload``)."""
+        return shares(self.jaxpr.jaxpr, self.updates, away)
 
     def rematerialised(self, recompute: Sequence[str]) -> Step:
         """The step that recomputes these equations in its backward pass (see ``remat``)."""

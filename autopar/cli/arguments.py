@@ -11,7 +11,7 @@ import jax
 import typer
 
 from autopar.core.errors import ClusterError, OptionError, PinError
-from autopar.search.options import REMATS, SEARCHES
+from autopar.search.options import OFFLOADS, REMATS, SEARCHES
 
 ModelArgument = Annotated[
     str,
@@ -78,6 +78,23 @@ RematOption = Annotated[
         "--remat",
         metavar="NAME",
         help=f"Whether to recompute what memory cannot keep: {' or '.join(REMATS)}.",
+    ),
+]
+OffloadOption = Annotated[
+    str,
+    typer.Option(
+        "--offload",
+        metavar="NAME",
+        help="Whether the optimiser's state rests on the host where recomputing is not enough: "
+        f"{' or '.join(OFFLOADS)}.",
+    ),
+]
+HostMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--host-memory",
+        help="Host memory per device, such as 128GiB.",
+        show_default="the chip's share of its host's",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]

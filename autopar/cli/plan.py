@@ -37,6 +37,8 @@ def plan(
             show_default="predicted memory is believed",
         ),
     ] = None,
+    offload: arguments.OffloadOption = "auto",
+    host_memory: arguments.HostMemoryOption = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the plan there.")] = None,
     picture: Annotated[
         Path | None,
@@ -63,6 +65,8 @@ def plan(
             time_limit=time_limit,
             remat=remat,
             confirm=confirm,
+            offload=offload,
+            host_memory=host_memory,
             progress=progress,
         )
     if save is not None:

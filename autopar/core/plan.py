@@ -114,11 +114,26 @@ class MemoryCurve:
 
 
 @dataclass(frozen=True, slots=True)
+class Offloaded:
+    """An input of the step that rests in host memory, and is updated there piece by piece.
+
+    Attributes:
+      value: its path.
+      bytes: of its part, per device.
+      seconds: of fetching the part and writing it back, each step.
+    """
+
+    value: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the cost model expects of one step, per device. Seconds and bytes.
 
     Attributes:
-      step_s: of the step: ``compute_s + exposed_s``.
+      step_s: of the step: ``compute_s + exposed_s``, and transfers to the host and back.
       compute_s: of all equations. comm_s: of all collectives.
       exposed_s: by how much collectives prolong the step; computation hides the rest of them.
       memory: bytes at the peak, by what they are for.
@@ -186,6 +201,7 @@ class Plan:
       recomputed: what these are in the user's program, what they save and cost.
       compiled_bytes: peak memory a device by the compiler, where it was asked; else 0.
       unlimited: what the best plan without a limit would hold, where this one was made to fit.
+      offloaded: the inputs that rest in host memory, as do the outputs that they become.
     """
 
     step: str
@@ -204,6 +220,7 @@ class Plan:
     recomputed: tuple[Recomputation, ...] = ()
     unlimited: MemoryCurve = MemoryCurve()
     compiled_bytes: int = 0
+    offloaded: tuple[Offloaded, ...] = ()
     schema: int = SCHEMA
     in_tree: PyTreeDef | None = field(default=None, compare=False, repr=False)
     out_tree: PyTreeDef | None = field(default=None, compare=False, repr=False)

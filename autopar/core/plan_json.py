@@ -28,6 +28,7 @@ from autopar.core.plan import (
     SCHEMA,
     CollectiveUse,
     MemoryCurve,
+    Offloaded,
     Plan,
     Prediction,
     Recomputation,
@@ -113,6 +114,7 @@ def to_json(plan: Plan) -> str:
             "recomputed": [_record(one) for one in plan.recomputed],
             "unlimited": _curve_to_data(plan.unlimited),
             "compiled_bytes": int(plan.compiled_bytes),
+            "offloaded": [_record(one) for one in plan.offloaded],
         }
     )
 
@@ -133,12 +135,16 @@ def from_json(text: str, where: str = "") -> Plan:
     if len(set(mesh.names)) != len(mesh.names):
         raise root.child("mesh").wrong("axes of different names")
     table = [_strategy_from(entry, mesh) for entry in root.child("strategy_table").elements()]
+    offloaded = tuple(_record_from(Offloaded, one) for one in root.child("offloaded").elements())
+    inputs = tuple(_value_from(v, mesh) for v in root.child("inputs").elements())
+    if not {one.value for one in offloaded} <= {value.path for value in inputs}:
+        raise root.child("offloaded").wrong("paths of inputs")
     return Plan(
         step=root.child("step").text(),
         cluster=root.child("cluster").mapping(),
         cluster_fingerprint=root.child("cluster_fingerprint").text(),
         mesh=mesh,
-        inputs=tuple(_value_from(v, mesh) for v in root.child("inputs").elements()),
+        inputs=inputs,
         outputs=tuple(_value_from(v, mesh) for v in root.child("outputs").elements()),
         strategies={
             name: table[number]
@@ -155,6 +161,7 @@ def from_json(text: str, where: str = "") -> Plan:
         ),
         unlimited=_curve_from(root.child("unlimited")),
         compiled_bytes=root.child("compiled_bytes").integer(),
+        offloaded=offloaded,
         schema=SCHEMA,
     )
 

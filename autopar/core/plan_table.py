@@ -54,6 +54,8 @@ def renderable(plan: Plan) -> RenderableType:
         parts += [Text(), _collectives(plan)]
     if plan.recomputed:
         parts += [Text(), _recomputed(plan)]
+    if plan.offloaded:
+        parts += [Text(), _offloaded(plan)]
     if plan.fallbacks:
         parts += [Text(), _fallbacks(plan)]
     return Group(*parts)
@@ -97,7 +99,7 @@ def _summary(plan: Plan) -> Table:
     step.append(
         f" predicted: compute {format_seconds(predicted.compute_s)}, communication "
         f"{format_seconds(predicted.comm_s)}, exposed {format_seconds(predicted.exposed_s)} "
-        f"({share:.0f} %)",
+        f"({share:.0f} %){_host_link(plan)}",
         style="not bold default",
     )
     table.add_row("step", step)
@@ -106,6 +108,11 @@ def _summary(plan: Plan) -> Table:
     memory.append(f" peak a device{asked}{_breakdown(plan)}", style="not bold default")
     table.add_row("memory", memory)
     return table
+
+
+def _host_link(plan: Plan) -> str:
+    seconds = sum(one.seconds for one in plan.offloaded)
+    return f", to the host and back {format_seconds(seconds)}" if plan.offloaded else ""
 
 
 def _breakdown(plan: Plan) -> str:
@@ -235,19 +242,29 @@ def _moved(uses: Sequence[CollectiveUse], known: Numbers) -> str:
 
 
 def _recomputed(plan: Plan) -> Group:
-    """A line for each pattern of names that the backward pass computes again, the largest first."""
-    known = numbers(one.value for one in plan.recomputed)
+    """What the backward pass computes again."""
+    header = f"{'recomputed':11} {'times':>6}  {'not held':>10}  {'time':>8}  what"
+    return _stored(header, [(r.value, r.count, r.bytes, r.seconds) for r in plan.recomputed])
+
+
+def _offloaded(plan: Plan) -> Group:
+    """What rests on the host."""
+    header = f"{'on the host':11} {'arrays':>6}  {'held there':>10}  {'time':>8}  what"
+    return _stored(header, [(one.value, 1, one.bytes, one.seconds) for one in plan.offloaded])
+
+
+def _stored(header: str, values: Sequence[tuple[str, int, int, float]]) -> Group:
+    """A line for each pattern of names, the largest first; values with count, bytes and seconds."""
+    known = numbers(name for name, *_ in values)
     groups = [
-        (pattern.show(known), [one for one in plan.recomputed if pattern.holds(one.value)])
-        for pattern in fold(one.value for one in plan.recomputed)
+        (pattern.show(known), [one for one in values if pattern.holds(one[0])])
+        for pattern in fold(name for name, *_ in values)
     ]
-    header = f"{'recomputed':10} {'times':>6}  {'not held':>10}  {'time':>8}  what"
     lines: list[RenderableType] = [Text(header, style="bold")]
-    for name, group in sorted(groups, key=lambda item: -sum(one.bytes for one in item[1])):
-        count = sum(one.count for one in group)
-        held = format_bytes(sum(one.bytes for one in group))
-        seconds = format_seconds(sum(one.seconds for one in group))
-        lines.append(Text(f"{'':10} {count:>6}  {held:>10}  {seconds:>8}  ").append(name, "dim"))
+    for name, group in sorted(groups, key=lambda item: -sum(size for _, _, size, _ in item[1])):
+        count, size, seconds = (sum(column) for column in list(zip(*group, strict=True))[1:])
+        row = f"{'':11} {count:>6}  {format_bytes(size):>10}  {format_seconds(seconds):>8}  "
+        lines.append(Text(row).append(name, "dim"))
     return Group(*lines)
 
 

@@ -56,9 +56,9 @@ class PlannedStep:
         self.plan = plan.with_trees(step.in_tree, step.out_tree)
         self.mesh = device_mesh(plan.mesh, devices)
         self.step = step
-        self.in_shardings = _shardings(self.plan.in_specs, self.mesh)
-        self.out_shardings = _shardings(self.plan.out_specs, self.mesh)
-        self.call = _jitted(step, self.plan, self.mesh, backend)
+        self.in_shardings, self.out_shardings = _shardings(step, self.plan, self.mesh)
+        shardings = self.in_shardings, self.out_shardings
+        self.call = _jitted(step, self.plan, self.mesh, backend, *shardings)
 
     def accepts(self, args: tuple[Any, ...]) -> bool:
         """Whether the step was planned for arguments of these shapes."""
@@ -148,12 +148,27 @@ def _described(values: Any) -> dict[str, str]:
     return {path: f"{aval.dtype}{list(aval.shape)}" for path, aval in values}
 
 
-def _shardings(specs: Any, mesh: Mesh) -> Any:
-    is_spec: Callable[[Any], bool] = lambda x: isinstance(x, jax.P)  # noqa: E731
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+def _shardings(step: Step, plan: Plan, mesh: Mesh) -> tuple[Any, Any]:
+    """Of the arguments and of the results, in their structures; state on the host stays there."""
+    away = {one.value for one in plan.offloaded}
+    inputs = [_sharding(v, mesh, plan, v.path in away) for v in plan.inputs]
+    kept = {out for out, source in step.ties if plan.inputs[source].path in away}
+    outputs = [_sharding(v, mesh, plan, out in kept) for out, v in enumerate(plan.outputs)]
+    return jax.tree.unflatten(step.in_tree, inputs), jax.tree.unflatten(step.out_tree, outputs)
 
 
-def _jitted(step: Step, plan: Plan, mesh: Mesh, backend: str) -> Any:
+def _sharding(value: ValuePlan, mesh: Mesh, plan: Plan, on_host: bool) -> NamedSharding:
+    spec = value.spec(plan.mesh)
+    return (
+        NamedSharding(mesh, spec, memory_kind="pinned_host")
+        if on_host
+        else NamedSharding(mesh, spec)
+    )
+
+
+def _jitted(
+    step: Step, plan: Plan, mesh: Mesh, backend: str, in_shardings: Any, out_shardings: Any
+) -> Any:
     """``jax.jit`` of the lowered step, with the plan's shardings and the step's donation."""
     flat = BACKENDS[backend](step, plan, mesh)
 
@@ -167,8 +182,8 @@ def _jitted(step: Step, plan: Plan, mesh: Mesh, backend: str) -> Any:
     positions = range(len(step.in_tree.children()))
     return jax.jit(
         run,
-        in_shardings=_shardings(plan.in_specs, mesh),
-        out_shardings=_shardings(plan.out_specs, mesh),
+        in_shardings=in_shardings,
+        out_shardings=out_shardings,
         donate_argnums=tuple(i for i in positions if _donated(step, i)),
     )
 

@@ -44,7 +44,14 @@ SHOWN = 3
 class MemoryModel:
     """What does not depend on the mesh: fusion, liveness, and the roles of the inputs."""
 
-    def __init__(self, step: Step, graph: Graph, roles: Sequence[str], chip: Chip) -> None:
+    def __init__(
+        self,
+        step: Step,
+        graph: Graph,
+        roles: Sequence[str],
+        chip: Chip,
+        away: frozenset[int] = frozenset(),
+    ) -> None:
         self.roles = tuple(roles)
         self.fusion = fusion_borders(step.jaxpr.jaxpr)
         self.attention = (
@@ -58,7 +65,7 @@ class MemoryModel:
             borders=self.fusion,
             bf16_dots=chip.bf16_dots,
         )
-        self.timeline: Timeline = timeline.without(self.attention.scores)
+        self.timeline: Timeline = timeline.without(self.attention.scores).scaled(step.shares(away))
         self.vmem_bytes = chip.vmem_bytes
         top = step.jaxpr.jaxpr
         self.paths = dict(zip(top.invars, step.in_paths, strict=True))

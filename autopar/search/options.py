@@ -13,6 +13,7 @@ from autopar.core.mesh import MeshSpec
 BASELINES = ("replicated", "data", "fsdp", "megatron", "fsdp+megatron", "redco")
 SEARCHES = ("optimal", "exhaustive", "random", *BASELINES)
 REMATS = ("auto", "none")
+OFFLOADS = ("auto", "none")
 
 Progress = Callable[[str], None]
 
@@ -30,6 +31,9 @@ class Options:
       time_limit_s: seconds of solver time per mesh; the best plan by then is returned with its gap.
       remat: ``auto``: where memory asks for it, the backward pass recomputes what the forward pass
         does not keep; ``none``: never.
+      offload: ``auto``: where recomputing is not enough, state of the optimiser rests on the host;
+        ``none``: never.
+      host_bytes: host memory per device, or ``None`` for the chip's own.
       progress: called with a line of text as each stage begins.
     """
 
@@ -40,6 +44,8 @@ class Options:
     seed: int = 0
     time_limit_s: float = 60.0
     remat: str = "auto"
+    offload: str = "auto"
+    host_bytes: int | None = None
     progress: Progress = lambda _: None
 
     def __post_init__(self) -> None:
@@ -50,6 +56,10 @@ class Options:
         if self.remat not in REMATS:
             raise OptionError(
                 f"remat={self.remat!r} is not offered; choose one of {', '.join(REMATS)}"
+            )
+        if self.offload not in OFFLOADS:
+            raise OptionError(
+                f"offload={self.offload!r} is not offered; choose one of {', '.join(OFFLOADS)}"
             )
         limit, seed = self.time_limit_s, self.seed
         if not isinstance(limit, (int, float)) or not limit > 0:  # pyright: ignore
@@ -66,6 +76,8 @@ class Options:
                 )
         if self.memory_bytes is not None and self.memory_bytes <= 0:
             raise OptionError(f"memory={self.memory_bytes} bytes; give a positive budget")
+        if self.host_bytes is not None and self.host_bytes < 0:
+            raise OptionError(f"host_memory={self.host_bytes} bytes; give 0 or more")
 
     def as_text(self) -> dict[str, str]:
         """The options that shaped the plan, for its record."""
@@ -77,4 +89,6 @@ class Options:
             "pins": pins,
             "seed": str(self.seed),
             "remat": self.remat,
+            "offload": self.offload,
+            "host_memory": "chip" if self.host_bytes is None else str(self.host_bytes),
         }

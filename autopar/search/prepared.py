@@ -43,11 +43,13 @@ class Prepared:
     _problems: dict[MeshSpec, Problem] = field(default_factory=dict[MeshSpec, Problem])
 
     @classmethod
-    def of(cls, step: Step, cluster: Cluster, options: Options) -> Prepared:
-        """Does what does not depend on the mesh."""
+    def of(
+        cls, step: Step, cluster: Cluster, options: Options, away: frozenset[int] = frozenset()
+    ) -> Prepared:
+        """Does what does not depend on the mesh. ``away``: the flat inputs that are on the host."""
         options.progress("building the flow graph")
         graph = build_graph(step)
-        memory = MemoryModel(step, graph, roles(step, graph), cluster.chip)
+        memory = MemoryModel(step, graph, roles(step, graph), cluster.chip, away)
         return cls(step, cluster, options, graph, operations(graph), memory)
 
     @property

@@ -17,29 +17,21 @@ import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
-import numpy as np
 
 from autopar.core.errors import InfeasibleError
 from autopar.core.plan import Plan, Recomputation
-from autopar.cost_model import (
-    Cluster,
-    FusionBorders,
-    Timeline,
-    format_bytes,
-    fusion_borders,
-    liveness,
-)
+from autopar.cost_model import Cluster, format_bytes
 from autopar.passes.trace import Step
 from autopar.search import planner
 from autopar.search.memory import heaviest
 from autopar.search.options import Options
 from autopar.search.plan_prices import PlanPrices
 from autopar.search.prepared import Prepared
-from autopar.search.storage_choice import Choice, Profile, choose, lightest
+from autopar.search.storage_choice import Choice, choose, lightest
+from autopar.search.storage_model import StorageModel, timeline_of
 from autopar.search.storage_names import dropped_names
-from autopar.search.storage_values import Body, Value, storage_values
+from autopar.search.storage_offload import HostState, Movable, amounts, with_host
+from autopar.search.storage_values import Value
 
 UNLIMITED = 2**62
 """Bytes; more than any device has."""
@@ -60,7 +52,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     Raises:
       InfeasibleError: nothing fits the memory, though everything that may be is recomputed.
     """
-    if options.remat == "none" or options.search != "optimal":
+    if options.search != "optimal" or options.remat == options.offload == "none":
         return planner.search(step, cluster, options)
     prepared = Prepared.of(step, cluster, options)
     unlimited = dataclasses.replace(options, memory_bytes=UNLIMITED)
@@ -78,11 +70,16 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
             least = min(least, error.least_bytes or least)
     if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):
         options.progress("choosing what to recompute")
-        model = StorageModel.of(step, cluster, free)
+        model = StorageModel.of(step, cluster, free, options.remat == "auto")
         found = _rematerialised(step, cluster, model, free, budget, options)
         plans += [] if found is None else [found]
+        state = HostState.of(step, free, cluster.chip, options)
+        if state.fitting and _may_pay(free, plans, budget, cluster):
+            options.progress("choosing what to keep on the host")
+            found = _offloaded(step, cluster, model, free, budget, options, state.fitting)
+            plans += [] if found is None else [found]
         if not plans:
-            raise _infeasible(step, cluster, model, free, least, budget, options)
+            raise _infeasible(step, cluster, model, free, least, budget, options, state)
     best = min(plans, key=lambda plan: plan.solver.objective_s)
     return _judged(best, free, options)
 
@@ -90,7 +87,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
 def _judged(plan: Plan, free: Plan, options: Options) -> Plan:
     """What is proven of the plan: none is faster than the best without a limit."""
     bound = min(free.solver.bound_s, plan.solver.objective_s)
-    if plan.recompute:
+    if plan.recompute or plan.offloaded:
         solver = dataclasses.replace(plan.solver, status="feasible", bound_s=bound)
     else:
         solver = dataclasses.replace(plan.solver, bound_s=max(bound, plan.solver.bound_s))
@@ -106,17 +103,20 @@ def _rematerialised(
     free: Plan,
     budget: int,
     options: Options,
+    away: Sequence[Movable] = (),
 ) -> Plan | None:
     """The fastest plan found that recomputes something, on the mesh of ``free``, if one fits.
 
     Each attempt tells by how much the choice's own model of memory is wrong, and the next asks for
-    as much less, or more. All share the time limit.
+    as much less, or more. All share the time limit. ``away`` rests on the host; it may be all that
+    it takes.
     """
     alone = free.mesh.device_count == 1  # nothing to choose, so nothing to limit
     given = dataclasses.replace(
         options, mesh=free.mesh, memory_bytes=UNLIMITED if alone else budget
     )
     target = float(budget) - model.unseen(free)
+    model = model.lighter(step.shares([part.position for part in away]))
     deadline = time.monotonic() + options.time_limit_s
     best: Plan | None = None
     tried: set[tuple[int, ...]] = set()
@@ -128,7 +128,7 @@ def _rematerialised(
         tried.add(choice.recomputed)
         names = dropped_names(model.values, model.bodies, choice.recomputed)
         options.progress(f"recomputing {len(choice.recomputed)} values")
-        found, needed = _searched(step.rematerialised(names), cluster, given)
+        found, needed = _searched(step.rematerialised(names), cluster, given, away)
         unseen = needed - choice.peak
         if found is None or needed > budget:
             target = min(budget - unseen, choice.peak * SMALLER)
@@ -140,50 +140,48 @@ def _rematerialised(
     return best
 
 
-def _searched(step: Step, cluster: Cluster, options: Options) -> tuple[Plan | None, int]:
+def _searched(
+    step: Step, cluster: Cluster, options: Options, away: Sequence[Movable] = ()
+) -> tuple[Plan | None, int]:
     """The plan, if there is one, and the memory that it needs, or that the lightest found does."""
     try:
-        found = planner.search(step, cluster, options)
+        prepared = Prepared.of(step, cluster, options, frozenset(p.position for p in away))
+        found = planner.search(step, cluster, options, prepared)
     except InfeasibleError as error:
         return None, error.least_bytes or 0
-    return found, found.predicted.peak_bytes
+    return with_host(step, found, cluster.chip, away), found.predicted.peak_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class StorageModel:
-    """The choices of one program under one plan's layouts.
+def _may_pay(free: Plan, plans: Sequence[Plan], budget: int, cluster: Cluster) -> bool:
+    """Whether a plan with no more on the host than is too much may be faster than these."""
+    over = max(0, free.predicted.peak_bytes - budget)
+    seconds = free.solver.bound_s + 2 * over / cluster.chip.host_bandwidth
+    return all(seconds < plan.solver.objective_s for plan in plans)
 
-    Attributes:
-      base: bytes at each instant that no choice changes. peak: of the program as it is written.
-    """
 
-    values: tuple[Value, ...]
-    bodies: tuple[Body, ...]
-    base: Profile
-    peak: float
-
-    @classmethod
-    def of(cls, step: Step, cluster: Cluster, plan: Plan) -> StorageModel:
-        borders, timeline = _timeline(step, cluster, plan)
-        chip = cluster.chip
-        prices = PlanPrices(step, plan, cluster)
-        values, bodies = storage_values(
-            *(step.jaxpr, borders, timeline, prices.seconds, prices.bytes_of),
-            chip.hbm_bandwidth,
-        )
-        sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
-        peak = float(np.max(timeline.profile(sizes, vmem_bytes=chip.vmem_bytes)))
-        chosen = {var for one in (*values, *bodies) for var in one.buffers}
-        rest = {var: 0 if var in chosen else size for var, size in sizes.items()}
-        base = timeline.profile(rest, vmem_bytes=chip.vmem_bytes)
-        for value in values:
-            if not value.body:
-                base[value.start : value.last_forward + 1] += value.bytes
-        return cls(values, bodies, base, peak)
-
-    def unseen(self, plan: Plan) -> float:
-        """Bytes of the plan's peak that this model leaves out: copies of values being re-laid."""
-        return max(0.0, plan.predicted.peak_bytes - self.peak)
+def _offloaded(
+    step: Step,
+    cluster: Cluster,
+    model: StorageModel,
+    free: Plan,
+    budget: int,
+    options: Options,
+    parts: Sequence[Movable],
+) -> Plan | None:
+    """A plan that keeps some state on the host, and recomputes what memory still asks for."""
+    target = float(budget) - model.unseen(free)
+    ranked: list[tuple[float, int, tuple[Movable, ...]]] = []
+    for away in amounts(parts):
+        lighter = model.lighter(step.shares([part.position for part in away]))
+        choice = choose(lighter.values, lighter.base, target)
+        if choice is not None:
+            seconds = choice.seconds + sum(part.seconds for part in away)
+            ranked.append((seconds, len(away), away))
+    for _, _, away in (*sorted(ranked)[:2], (0.0, 0, tuple(parts))):
+        found = _rematerialised(step, cluster, model, free, budget, options, away)
+        if found is not None:
+            return found
+    return None
 
 
 def _infeasible(
@@ -194,46 +192,36 @@ def _infeasible(
     least: int,
     budget: int,
     options: Options,
+    state: HostState,
 ) -> InfeasibleError:
     """The honest 'no': the least memory found, and what fills it."""
-    choice = lightest(model.values, model.base)
+    choice = lightest(model.values, model.lighter(step.shares(state.positions)).base)
     names = dropped_names(model.values, model.bodies, choice.recomputed)
     program = step.rematerialised(names)
     given = dataclasses.replace(options, mesh=free.mesh, memory_bytes=UNLIMITED)
-    plan = planner.search(program, cluster, given)
+    prepared = Prepared.of(program, cluster, given, state.positions)
+    plan = planner.search(program, cluster, given, prepared)
     needed = plan.predicted.peak_bytes
-    fills = f", at its peak above all for {_heaviest(program, cluster, plan)}"
+    fills = f", at its peak above all for {_heaviest(program, cluster, plan, state)}"
     if needed > least:  # the lightest shards more, and recomputes nothing
         needed, fills = least, ""
     return InfeasibleError(
         f"no plan fits {format_bytes(budget)} a device: the least found on mesh {free.mesh}, with "
-        f"all recomputed that helps, needs {format_bytes(needed)}{fills}; give more memory, more "
-        "devices or a smaller batch",
+        f"all recomputed that helps{state}, needs {format_bytes(needed)}{fills}; give more memory, "
+        "more devices or a smaller batch",
         needed,
     )
 
 
-def _heaviest(step: Step, cluster: Cluster, plan: Plan) -> str:
+def _heaviest(step: Step, cluster: Cluster, plan: Plan, state: HostState) -> str:
     """The largest values at the peak, by name and size."""
-    _, timeline = _timeline(step, cluster, plan)
+    _, timeline = timeline_of(step, cluster, plan)
+    timeline = timeline.scaled(step.shares(state.positions))
     prices = PlanPrices(step, plan, cluster)
     sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
     instant, _ = timeline.peak(sizes, vmem_bytes=cluster.chip.vmem_bytes)
     paths = dict(zip(step.jaxpr.jaxpr.invars, step.in_paths, strict=True))
     return heaviest(timeline, sizes, instant, paths)
-
-
-def _timeline(step: Step, cluster: Cluster, plan: Plan) -> tuple[FusionBorders, Timeline]:
-    borders = fusion_borders(step.jaxpr)
-    timeline = liveness(
-        step.jaxpr,
-        [value.role for value in plan.inputs],
-        step.donated,
-        step.ties,
-        borders=borders,
-        bf16_dots=cluster.chip.bf16_dots,
-    )
-    return borders, timeline
 
 
 def _recomputations(values: Sequence[Value], choice: Choice) -> Iterator[Recomputation]:

@@ -75,7 +75,7 @@ def _report(
         predicted_peak_bytes=(
             plan.predicted.peak_bytes if lowering == "jit" else plan.predicted.exact_peak_bytes
         ),
-        compiled_peak_bytes=peak_bytes(compiled.memory_analysis(), backend == "tpu"),
+        compiled_peak_bytes=peak_bytes(compiled.memory_analysis(), backend == "tpu", plan),
         available_bytes=cluster.chip.hbm_bytes,
         predicted=predicted_traffic(
             plan,

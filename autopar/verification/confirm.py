@@ -94,12 +94,21 @@ def compiled_peak(step: Step, plan: Plan, backend: str) -> int:
             if found is None:
                 raise
             return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]])
-    return peak_bytes(compiled.memory_analysis(), on_tpu)
+    return peak_bytes(compiled.memory_analysis(), on_tpu, plan)
 
 
-def peak_bytes(memory: Any, on_tpu: bool) -> int:
-    """Arguments, results and the most temporaries live at once. Others give these apart."""
+def peak_bytes(memory: Any, on_tpu: bool, plan: Plan) -> int:
+    """Arguments, results and the most temporaries live at once, on the device.
+
+    XLA:TPU counts all arguments, those on the host too, and the temporaries of that memory which
+    holds more of them: it may be the host's, so of the device no more than its own sizes say.
+    Others give all sizes apart; XLA:CPU takes both memories for one.
+    """
     if on_tpu:
-        return memory.peak_memory_in_bytes
+        peak = memory.peak_memory_in_bytes - memory.host_argument_size_in_bytes
+        if not memory.host_temp_size_in_bytes:
+            return peak
+        return min(peak, memory.argument_size_in_bytes + memory.temp_size_in_bytes)
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+    whole = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+    return whole - plan.predicted.host_bytes

@@ -15,7 +15,7 @@ A partial sum cannot be written as a ``PartitionSpec``: the constraint stands wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,9 @@ from autopar.cost_model import Cluster, Resharder
 from autopar.passes.lowering.context import context_of, unplaced
 from autopar.passes.lowering.fences import fenced, guarded
 from autopar.passes.lowering.gradients import in_order, transposed_products
+from autopar.passes.lowering.host import OnHost, loop, on_host, stream
 from autopar.passes.lowering.one_hot import is_one_hot, one_hot
+from autopar.passes.offload import is_on_host, to_host
 from autopar.passes.rules import Region, rebuild, regions
 from autopar.passes.rules.borders import Border
 from autopar.passes.trace import Step
@@ -51,8 +53,12 @@ def lower(step: Step, plan: Plan, mesh: Mesh) -> Callable[..., list[Any]]:
     resharder = Resharder(plan.mesh, links)
     products = transposed_products(jaxpr)
 
+    host = on_host(step, plan)
+
     def run(*flat: Any) -> list[Any]:
-        return _Interpreter(plan, mesh, resharder, {}, set(products)).step(jaxpr, consts, flat)
+        return _Interpreter(plan, mesh, resharder, {}, set(products), host).step(
+            jaxpr, consts, flat
+        )
 
     return run
 
@@ -72,6 +78,7 @@ class _Interpreter:
     resharder: Resharder
     layouts: dict[Var, Layout]
     products: set[Var]
+    host: OnHost
 
     def step(self, jaxpr: Jaxpr, consts: Sequence[Any], flat: Sequence[Any]) -> list[Any]:
         """The whole step. An input may be used in another layout than the one it rests in."""
@@ -79,6 +86,10 @@ class _Interpreter:
         for i, (var, value, plan) in enumerate(
             zip(jaxpr.invars, flat, self.plan.inputs, strict=True)
         ):
+            if i in self.host.inputs:
+                self.layouts[var] = plan.layout
+                ready.append(to_host(value))
+                continue
             used = self.layouts[var] = self.plan.hubs.get(f"in:{i}", plan.layout)
             ready.append(value if used == plan.layout else self._constrain(value, used))
         results = self.run(jaxpr, [*consts, *ready], "")
@@ -88,6 +99,10 @@ class _Interpreter:
     def run(self, jaxpr: Jaxpr, args: Sequence[Any], prefix: str) -> list[Any]:
         env: dict[Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), args, strict=True))
         for position, eqn in enumerate(jaxpr.eqns):
+            if not prefix and position in self.host.members:
+                if position in self.host.updates:
+                    env.update(self._stream(jaxpr, position, env))
+                continue
             name = f"{prefix}{position}"
             operands = [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars]
             with context_of(eqn):
@@ -155,8 +170,28 @@ class _Interpreter:
         )
         return mapped(*operands)
 
+    def _stream(self, jaxpr: Jaxpr, position: int, env: Mapping[Var, Any]) -> dict[Var, Any]:
+        """The results of an update that streams state from the host, each device its part."""
+        one = self.host.updates[position]
+        update, layout = one.update, one.layout
+        arrays = [self._operand(var, env[var], layout) for var in update.operands]
+        spec = to_spec(layout, self.plan.mesh, len(update.shape))
+        mapped = jax.shard_map(
+            lambda *values: stream(one, jaxpr, values),
+            mesh=self.mesh,
+            in_specs=(*[spec] * len(arrays), *[jax.P()] * len(update.scalars)),
+            out_specs=[spec] * len(update.results),
+            check_vma=False,
+        )
+        with context_of(jaxpr.eqns[position]):
+            results = mapped(*arrays, *(env[var] for var in update.scalars))
+        made = [jaxpr.outvars[out] for out in update.results]
+        return dict(zip(made, results, strict=True))  # pyright: ignore[reportReturnType]
+
     def _operand(self, atom: Any, value: Any, wanted: Layout) -> Any:
         if isinstance(atom, Literal) or self.layouts.get(atom, wanted) == wanted:
+            return value
+        if is_on_host(value):  # changed where it is fetched
             return value
         return self._in_order(atom, self._moved(value, self.layouts[atom], wanted), wanted)
 
@@ -198,18 +233,28 @@ class _Interpreter:
             entries = zip(border.entries(nested[0]), nested[0].inputs, strict=True)
             outside = [shifted(layout, int(link.stacked)) for layout, link in entries]
             operands[first:] = map(self._operand, eqn.invars[first:], operands[first:], outside)
-        bodies = [self._body(name, region) for region in nested]
-        results = _bind(eqn, operands, rebuild(eqn, bodies))
+        if any(map(is_on_host, operands)) or not self.host.stacks.isdisjoint(eqn.outvars):
+            results = loop(eqn, operands, self.host.stacks, self._running(name, nested[0]))
+        else:
+            bodies = [self._body(name, region) for region in nested]
+            results = _bind(eqn, operands, rebuild(eqn, bodies))
         layouts = border.results(nested)
         self.layouts.update(zip(eqn.outvars, layouts, strict=True))
-        return list(map(self._constrain, results, layouts))
+        pairs = zip(results, layouts, strict=True)
+        return [x if is_on_host(x) else self._constrain(x, layout) for x, layout in pairs]
 
     def _body(self, name: str, region: Region) -> ClosedJaxpr:
+        run = self._running(name, region)
+        avals = [_struct(v.aval) for v in region.body.invars]
+        return jax.make_jaxpr(lambda *args: run(args))(*avals)
+
+    def _running(self, name: str, region: Region) -> Callable[[Sequence[Any]], list[Any]]:
+        """The body of a region with its constraints, as a function to trace."""
         border = Border(self.plan, name)
         entries, exits = border.entries(region), border.exits(region)
         self.layouts.update(zip(region.body.invars, entries, strict=True))
 
-        def run(*args: Any) -> list[Any]:
+        def run(args: Sequence[Any]) -> list[Any]:
             placed = map(self._constrain, args, entries)
             results = self.run(region.body, list(placed), f"{name}/{region.name}/")
             if region.outputs:
@@ -218,8 +263,7 @@ class _Interpreter:
                 results[slot] = self._constrain(results[slot], self.layouts[into])
             return results
 
-        avals = [_struct(v.aval) for v in region.body.invars]
-        return jax.make_jaxpr(run)(*avals)
+        return run
 
 
 def _through(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshSpec) -> Layout:

@@ -14,7 +14,7 @@ one ``jax.shard_map`` over the whole mesh. Its body interprets the jaxpr on loca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,16 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.sharding import Mesh
 
+from autopar.core.errors import PlanError
 from autopar.core.layout import Layout, local_shape, replicated, shifted
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, Resharder
 from autopar.passes.lowering.context import context_of
 from autopar.passes.lowering.gradients import in_order, transposed_products
+from autopar.passes.lowering.host import OnHost, on_host, stream
 from autopar.passes.lowering.local import Site, bind, localise
 from autopar.passes.lowering.redistribute import Redistributor
+from autopar.passes.offload import to_host
 from autopar.passes.rules import Region, rebuild, regions
 from autopar.passes.rules.borders import Border
 from autopar.passes.trace import Step
@@ -41,9 +44,15 @@ def lower_exact(step: Step, plan: Plan, mesh: Mesh) -> Callable[..., list[Any]]:
     redistribute = Redistributor(Resharder(plan.mesh, links))
 
     products = transposed_products(jaxpr)
+    host = on_host(step, plan)
+    if host.weights:
+        raise PlanError(
+            f"{step.in_paths[min(host.weights)]} rests on the host, and loops fetch it, which "
+            "backend='shard_map' does not offer; use backend='jit', or plan with offload='none'"
+        )
 
     def local(*args: Any) -> list[Any]:
-        interpreter = _Interpreter(plan, redistribute, {}, products)
+        interpreter = _Interpreter(plan, redistribute, {}, products, host)
         return interpreter.step(jaxpr, args[: len(consts)], args[len(consts) :])
 
     in_specs = tuple(jax.P() for _ in consts) + tuple(v.spec(plan.mesh) for v in plan.inputs)
@@ -51,7 +60,9 @@ def lower_exact(step: Step, plan: Plan, mesh: Mesh) -> Callable[..., list[Any]]:
     mapped = jax.shard_map(
         local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
-    return lambda *flat: mapped(*consts, *flat)
+    return lambda *flat: mapped(
+        *consts, *(to_host(x) if i in host.inputs else x for i, x in enumerate(flat))
+    )
 
 
 @dataclass(slots=True)
@@ -62,6 +73,7 @@ class _Interpreter:
     redistribute: Redistributor
     layouts: dict[Var, Layout]
     products: frozenset[Var]
+    host: OnHost
 
     def step(self, jaxpr: Jaxpr, consts: Sequence[Any], flat: Sequence[Any]) -> list[Any]:
         """The whole step. An input may be used in another layout than the one it rests in."""
@@ -71,7 +83,8 @@ class _Interpreter:
         for i, (var, value, plan) in enumerate(
             zip(jaxpr.invars, flat, self.plan.inputs, strict=True)
         ):
-            used = self.plan.hubs.get(f"in:{i}", plan.layout)
+            rests = i in self.host.inputs  # its update takes it as it is
+            used = plan.layout if rests else self.plan.hubs.get(f"in:{i}", plan.layout)
             ready.append(self.redistribute(value, var.aval, plan.layout, used))
             self.layouts[var] = used
         wanted = [value.layout for value in self.plan.outputs]
@@ -83,6 +96,10 @@ class _Interpreter:
         """The results of ``jaxpr`` in the layouts ``wanted``."""
         env: dict[Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), args, strict=True))
         for position, eqn in enumerate(jaxpr.eqns):
+            if not prefix and position in self.host.members:
+                if position in self.host.updates:
+                    env.update(self._stream(jaxpr, position, env))
+                continue
             name = f"{prefix}{position}"
             operands = [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars]
             with context_of(eqn):
@@ -94,6 +111,18 @@ class _Interpreter:
             env.update(zip(eqn.outvars, results, strict=True))
         outs = [a.val if isinstance(a, Literal) else env[a] for a in jaxpr.outvars]
         return self._all(jaxpr.outvars, outs, wanted)
+
+    def _stream(self, jaxpr: Jaxpr, position: int, env: Mapping[Var, Any]) -> dict[Var, Any]:
+        """The results of an update that streams state from the host."""
+        one = self.host.updates[position]
+        read = (*one.update.operands, *one.update.scalars)
+        whole = replicated(self.plan.mesh)
+        wanted = [one.layout if var in one.update.operands else whole for var in read]
+        values = self._all(read, [env[var] for var in read], wanted)
+        made = [jaxpr.outvars[out] for out in one.update.results]
+        self.layouts.update((var, one.layout) for var in made if isinstance(var, Var))
+        with context_of(jaxpr.eqns[position]):
+            return dict(zip(made, stream(one, jaxpr, values), strict=True))  # pyright: ignore
 
     def _all(
         self, atoms: Sequence[Any], values: Sequence[Any], wanted: Sequence[Layout]

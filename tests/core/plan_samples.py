@@ -8,6 +8,7 @@ from autopar.core.mesh import MeshAxis, MeshSpec
 from autopar.core.plan import (
     CollectiveUse,
     MemoryCurve,
+    Offloaded,
     Plan,
     Prediction,
     Recomputation,
@@ -153,4 +154,7 @@ def plans(draw) -> Plan:
         ),
         unlimited=draw(curves),
         compiled_bytes=draw(counts),
+        offloaded=draw(
+            st.lists(st.builds(Offloaded, names, counts, floats), max_size=2).map(tuple)
+        ),
     )

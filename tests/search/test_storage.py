@@ -20,8 +20,8 @@ from autopar.cost_model import fusion_borders
 from autopar.passes.trace import trace
 from autopar.search import planner
 from autopar.search.options import Options
-from autopar.search.storage import StorageModel
 from autopar.search.storage_choice import choose
+from autopar.search.storage_model import StorageModel
 from autopar.search.storage_names import dropped_names
 from autopar.search.storage_values import Value
 

@@ -1,0 +1,79 @@
+"""What the choice of storage needs to know of one program under one plan's layouts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jax.extend.core import Var
+
+from autopar.core.plan import Plan
+from autopar.cost_model import Cluster, FusionBorders, Timeline, fusion_borders, liveness
+from autopar.passes.trace import Step
+from autopar.search.plan_prices import PlanPrices
+from autopar.search.storage_choice import Profile
+from autopar.search.storage_values import Body, Value, storage_values
+
+
+@dataclass(frozen=True, slots=True)
+class StorageModel:
+    """The choices of one program under one plan's layouts.
+
+    Attributes:
+      base: bytes at each instant that no choice changes. peak: of the program as it is written.
+      timeline, fixed, vmem_bytes: what ``base`` is made of: bytes of all that is no choice.
+    """
+
+    values: tuple[Value, ...]
+    bodies: tuple[Body, ...]
+    base: Profile
+    peak: float
+    timeline: Timeline
+    fixed: Mapping[Var, int]
+    vmem_bytes: int
+
+    @classmethod
+    def of(cls, step: Step, cluster: Cluster, plan: Plan, remat: bool = True) -> StorageModel:
+        borders, timeline = timeline_of(step, cluster, plan)
+        chip = cluster.chip
+        prices = PlanPrices(step, plan, cluster)
+        values, bodies = storage_values(
+            *(step.jaxpr, borders, timeline, prices.seconds, prices.bytes_of),
+            chip.hbm_bandwidth,
+        )
+        if not remat:
+            values, bodies = (), ()
+        sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
+        peak = float(np.max(timeline.profile(sizes, vmem_bytes=chip.vmem_bytes)))
+        chosen = {var for one in (*values, *bodies) for var in one.buffers}
+        rest = {var: 0 if var in chosen else size for var, size in sizes.items()}
+        whole = cls(values, bodies, np.zeros(0), peak, timeline, rest, chip.vmem_bytes)
+        return whole.lighter({})
+
+    def lighter(self, shares: Mapping[Var, float]) -> StorageModel:
+        """The same with only shares of some values on the device."""
+        base = self.timeline.scaled(shares).profile(self.fixed, vmem_bytes=self.vmem_bytes)
+        for value in self.values:
+            if not value.body:
+                base[value.start : value.last_forward + 1] += value.bytes
+        return dataclasses.replace(self, base=base)
+
+    def unseen(self, plan: Plan) -> float:
+        """Bytes of the plan's peak that this model leaves out: copies of values being re-laid."""
+        return max(0.0, plan.predicted.peak_bytes - self.peak)
+
+
+def timeline_of(step: Step, cluster: Cluster, plan: Plan) -> tuple[FusionBorders, Timeline]:
+    """Fusion, and when each value is there, with inputs in the roles of the plan."""
+    borders = fusion_borders(step.jaxpr)
+    timeline = liveness(
+        step.jaxpr,
+        [value.role for value in plan.inputs],
+        step.donated,
+        step.ties,
+        borders=borders,
+        bf16_dots=cluster.chip.bf16_dots,
+    )
+    return borders, timeline
