@@ -23,7 +23,7 @@ Rules, after what XLA:TPU does (measured for the design):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -95,7 +95,10 @@ class Timeline:
         return max(1, len(self.kernels))
 
     def scaled(self, shares: Mapping[Var, float]) -> Timeline:
-        """The same with only shares of some values on the device; 1 of all others."""
+        """The same with only shares of some values in device memory; 1 of all others.
+
+        Scores of attention may stay on the chip, inputs and gradients on the host.
+        """
         held = {self.root(var): share for var, share in shares.items()}
         buffers = tuple(
             replace(buffer, scale=buffer.scale * held.get(buffer.var, 1.0))
@@ -107,13 +110,6 @@ class Timeline:
     def root(self, var: Var) -> Var:
         """The variable whose buffer holds ``var``."""
         return self.roots.get(var, var)
-
-    def without(self, never: Set[Var]) -> Timeline:
-        """The same, where some values are never in memory (``attention``)."""
-        if not never:
-            return self
-        kept = tuple(buffer for buffer in self.buffers if buffer.var not in never)
-        return replace(self, buffers=kept)
 
     def sizes(self, bytes_of: Mapping[Var, int]) -> Bytes:
         """Bytes of each buffer."""

@@ -65,9 +65,10 @@ class MemoryModel:
             borders=self.fusion,
             bf16_dots=chip.bf16_dots,
         )
-        self.timeline: Timeline = timeline.without(self.attention.scores).scaled(step.shares(away))
-        self.vmem_bytes = chip.vmem_bytes
+        shares = {**dict.fromkeys(self.attention.scores, 0.0), **step.shares(away)}
+        self.timeline: Timeline = timeline.scaled(shares)
         top = step.jaxpr.jaxpr
+        self.vmem_bytes = chip.vmem_bytes
         self.paths = dict(zip(top.invars, step.in_paths, strict=True))
         bodies = (top, *all_bodies(top.eqns))
         self.tiles = convolved(bodies) if chip.bf16_dots else {}
