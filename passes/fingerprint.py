@@ -24,18 +24,20 @@ _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+\b|\bid=\d+")
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][\w.\-+ ]+)+[\\/]")
 
 
-def fingerprint(closed: ClosedJaxpr, extra: Iterable[str]) -> str:
+def fingerprint(
+    closed: ClosedJaxpr, extra: Iterable[str], signatures: Signatures | None = None
+) -> str:
     """The sha256, in hexadecimal, of the program, its constants and the ``extra`` lines."""
     digest = hashlib.sha256()
-    for line in (*canonical_lines(closed), *extra):
+    for line in (*canonical_lines(closed, signatures), *extra):
         digest.update(line.encode())
         digest.update(b"\n")
     return digest.hexdigest()
 
 
-def canonical_lines(closed: ClosedJaxpr) -> Iterator[str]:
+def canonical_lines(closed: ClosedJaxpr, signatures: Signatures | None = None) -> Iterator[str]:
     """The program as text, one line per equation."""
-    signatures = Signatures()
+    signatures = signatures or Signatures()
     for const in closed.consts:
         yield f"const {signatures.value(const)}"
     yield from signatures.lines(closed.jaxpr)
@@ -45,13 +47,21 @@ class Signatures:
     """Texts that are equal for equations that do the same to values of the same shapes and dtypes.
 
     A program repeats itself: what is known to be like an earlier equation is not written again.
+    Equations asked for are kept, so that the next pass through the program finds them.
     """
 
     def __init__(self) -> None:
         self._known: dict[Hashable, str] = {}
+        self._asked: dict[int, tuple[JaxprEqn, str]] = {}
 
     def of(self, eqn: JaxprEqn) -> str:
         """The signature of ``eqn``."""
+        asked = self._asked.get(id(eqn))
+        if asked is None:
+            asked = self._asked[id(eqn)] = (eqn, self._of(eqn))
+        return asked[1]
+
+    def _of(self, eqn: JaxprEqn) -> str:
         ends = (*eqn.invars, None, *eqn.outvars)
         values = tuple(eqn.params.values())
         key = (eqn.primitive, *eqn.params, *values, *[end and end.aval for end in ends])

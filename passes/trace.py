@@ -21,7 +21,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 from autopar.core import compat
 from autopar.core.compat import PyTreeDef
 from autopar.core.errors import AutoparError, OptionError, PlanError, TraceError
-from autopar.passes.fingerprint import aval_text, fingerprint, function_name
+from autopar.passes.fingerprint import Signatures, aval_text, fingerprint, function_name
 from autopar.passes.offload import Update, shares, updates
 from autopar.passes.refine import refine
 from autopar.passes.remat import rematerialise
@@ -67,7 +67,13 @@ class Step:
         """A hash of the program, paths and shapes: the same in every process."""
         ins = (f"{p}:{aval_text(a)}" for p, a in zip(self.in_paths, self.in_avals, strict=True))
         outs = (f"{p}:{aval_text(a)}" for p, a in zip(self.out_paths, self.out_avals, strict=True))
-        return fingerprint(self.jaxpr, (*ins, *outs, str(self.donated), str(self.ties)))
+        rest = (*ins, *outs, str(self.donated), str(self.ties))
+        return fingerprint(self.jaxpr, rest, self.signatures)
+
+    @cached_property
+    def signatures(self) -> Signatures:
+        """Of its equations; one for all passes, as each would write the same again."""
+        return Signatures()
 
     @cached_property
     def programs(self) -> tuple[Step, ...]:
@@ -75,7 +81,7 @@ class Step:
 
         Both compute the same; each can be split in ways that the other cannot.
         """
-        refined = refine(self.jaxpr)
+        refined = refine(self.jaxpr, self.signatures)
         return (self,) if refined is self.jaxpr else (self, replace(self, jaxpr=refined))
 
     @cached_property

@@ -33,13 +33,13 @@ class Operation:
     kind: int
 
 
-def operations(graph: Graph) -> tuple[Operation | None, ...]:
+def operations(graph: Graph, signatures: Signatures | None = None) -> tuple[Operation | None, ...]:
     """The operation of every node; ``None`` of those that are no equation.
 
     Raises:
       RuleError: a rule does not match its equation; names the line of the step.
     """
-    signatures = Signatures()
+    signatures = signatures or Signatures()
     known: dict[str, Operation] = {}
     found: list[Operation | None] = []
     for node in graph.nodes:

@@ -50,7 +50,7 @@ class Prepared:
         options.progress("building the flow graph")
         graph = build_graph(step)
         memory = MemoryModel(step, graph, roles(step, graph), cluster.chip, away)
-        return cls(step, cluster, options, graph, operations(graph), memory)
+        return cls(step, cluster, options, graph, operations(graph, step.signatures), memory)
 
     @property
     def alike(self) -> bool:

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from jax.extend.core import ClosedJaxpr
 
+from autopar.passes.fingerprint import Signatures
 from autopar.passes.refine.classes import find_blocks
 from autopar.passes.refine.program import rewrite
 
 
-def refine(closed: ClosedJaxpr) -> ClosedJaxpr:
+def refine(closed: ClosedJaxpr, signatures: Signatures | None = None) -> ClosedJaxpr:
     """Gives every fused dimension that a matrix product makes or consumes its two dimensions."""
-    blocks = find_blocks(closed.jaxpr)
+    blocks = find_blocks(closed.jaxpr, signatures or Signatures())
     return rewrite(closed, blocks) if blocks else closed

@@ -42,12 +42,12 @@ Place = tuple[int, int]
 class _Classes:
     """A union-find over dimensions, by number, and what is known of their classes."""
 
+    signatures: Signatures
     dims: list[Dim] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     pieces: list[Cut] = field(default_factory=list)
     products: list[Dim] = field(default_factory=list)
     known: dict[str, tuple[tuple[Place, ...], ...]] = field(default_factory=dict)
-    signatures: Signatures = field(default_factory=Signatures)
     _starts: dict[Var, int] = field(default_factory=dict)
 
     def start(self, var: Var) -> int:
@@ -75,9 +75,9 @@ class _Classes:
         return number
 
 
-def find_blocks(jaxpr: Jaxpr) -> dict[Var, tuple[int, ...]]:
+def find_blocks(jaxpr: Jaxpr, signatures: Signatures) -> dict[Var, tuple[int, ...]]:
     """The number of blocks of each dimension (1: not refined) of each value to be refined."""
-    classes = _Classes()
+    classes = _Classes(signatures)
     apart, final = _settling(jaxpr)
     _collect(classes, jaxpr, apart)
     counts = _counts(classes)
