@@ -26,7 +26,7 @@ from autopar.search.domains import Domain, Domains, State, partial_ops
 from autopar.search.graph import Edge, Graph, Node
 from autopar.search.network import FORBIDDEN, IntArray, Network, add_pair, to_ticks
 from autopar.search.operations import Operation, without_rule
-from autopar.search.problem import Problem
+from autopar.search.problem import Problem, edge_groups
 from autopar.search.quotient import classes, number, numbered
 
 
@@ -66,7 +66,7 @@ def assemble(
     assembler.fill_domains()
     count = len(graph.nodes)
     variables = classes(graph, assembler.keys) if alike else tuple(range(count))
-    groups = _groups(graph, variables)
+    groups = edge_groups(graph, variables)
     network = assembler.network(variables, groups)
     domains = tuple(assembler.domains)
     return Problem(graph, mesh, domains, variables, groups, network, without_rule(ops))
@@ -87,6 +87,8 @@ class _Assembler:
     costs: list[IntArray] = field(default_factory=list)
     _made: Domains = field(init=False)
     _kinds: dict[int, Domain] = field(default_factory=dict)
+    _inputs: dict[Hashable, Domain] = field(default_factory=dict)
+    _texts: dict[Hashable, str] = field(default_factory=dict)
     _partials: dict[tuple[int, int], frozenset[str]] = field(default_factory=dict)
     _seconds: dict[Hashable, IntArray] = field(default_factory=dict)
     _tables: dict[Hashable, IntArray] = field(default_factory=dict)
@@ -159,22 +161,26 @@ class _Assembler:
         return to_ticks(np.array(seconds))
 
     def _input(self, node: Node) -> tuple[Domain, Hashable, IntArray]:
-        every = self._made.layouts(node.shape, frozenset())
-        resting = self.restriction.resting.get(node.index, every)
+        resting = self.restriction.resting.get(node.index)
         if node.name.startswith("const"):
             resting = (replicated(self.mesh),)
         shared = node.index in self.graph.shared_inputs
-        domain = self._made.input(node.shape, shared, resting)
+        asked = (node.shape, shared, resting)
+        if asked not in self._inputs:
+            every = self._made.layouts(node.shape, frozenset())
+            rests = every if resting is None else resting
+            self._inputs[asked] = self._made.input(node.shape, shared, rests)
+        domain = self._inputs[asked]
         assert node.var is not None
         size = itemsize(node.var.aval)
-        key = ("input", node.shape, size, domain)
+        key = ("input", id(domain), size)
         if key not in self._seconds:
             # A re-layout between rest and use, light and waited for by nobody else: coalesced.
             rests = _End.of([state.operands[0] for state in domain])
             uses = _End.of([state.results[0] for state in domain])
             table = self._reshard(node.shape, size, rests, uses, True)
             self._seconds[key] = np.ascontiguousarray(table.diagonal())
-        return domain, (str(node.var.aval), resting, shared), self._seconds[key]
+        return domain, (self._text(node.var.aval), resting, shared), self._seconds[key]
 
     def _border(
         self, node: Node, makers: Mapping[int, list[tuple[int, int]]]
@@ -186,8 +192,13 @@ class _Assembler:
         allowed = self.restriction.outputs.get(node.index)
         if allowed is not None:
             domain = tuple(state for state in domain if state.results[0] in allowed)
-        dtype = None if node.var is None else str(node.var.aval)
+        dtype = None if node.var is None else self._text(node.var.aval)
         return domain, (dtype, allowed), np.zeros(len(domain), np.int64)
+
+    def _text(self, aval: Hashable) -> str:
+        if aval not in self._texts:
+            self._texts[aval] = str(aval)
+        return self._texts[aval]
 
     def _port_ops(self, source: int, port: int) -> frozenset[str]:
         op = self.ops[source]
@@ -274,13 +285,6 @@ class _End:
     @classmethod
     def of(cls, layouts: Sequence[Layout]) -> _End:
         return cls(tuple(dict.fromkeys(layouts)), np.array(number(layouts), np.int64))
-
-
-def _groups(graph: Graph, variables: Sequence[int]) -> IntArray:
-    """See ``Problem.groups``."""
-    ends = np.array(variables, np.int64)[graph.ends]
-    pairs = ends[:, 0] * len(variables) + ends[:, 1]
-    return numbered(pairs * (len(graph.edges) + 1) + graph.uses)[0]
 
 
 def _makers(graph: Graph) -> dict[int, list[tuple[int, int]]]:

@@ -37,8 +37,7 @@ HEAVY = frozenset(
 """Primitives that anchor the forward and backward pass; what only light work follows is a tail."""
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """One choice of the plan. ``name`` is stable: ``in:3``, ``12``, ``30/body/4``, and for hubs
     ``12.0`` (a result), ``30/body.in2`` and ``30.out1`` (what crosses a loop's border).
     """

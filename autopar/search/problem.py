@@ -68,6 +68,13 @@ class Problem:
         return [found[variable] for variable in range(len(found))]
 
 
+def edge_groups(graph: Graph, variables: Sequence[int]) -> IntArray:
+    """See ``Problem.groups``."""
+    ends = np.array(variables, np.int64)[graph.ends]
+    pairs = ends[:, 0] * len(variables) + ends[:, 1]
+    return numbered(pairs * (len(graph.edges) + 1) + graph.uses)[0]
+
+
 def _per_axis(domain: Domain, count: int) -> IntArray:
     does = [
         tuple([layout[axis] for layout in (*state.operands, *state.results)])
