@@ -121,6 +121,7 @@ def plans(draw) -> Plan:
     value = st.builds(ValuePlan, names, shapes, names, layouts, names)
     values = st.lists(value, max_size=3).map(tuple)
     use = st.builds(CollectiveUse, names, names, counts, counts, floats, names)
+    inputs = draw(values)
     return Plan(
         step=draw(names),
         cluster=draw(
@@ -128,7 +129,7 @@ def plans(draw) -> Plan:
         ),
         cluster_fingerprint=draw(names),
         mesh=MeshSpec(tuple(axes)),
-        inputs=draw(values),
+        inputs=inputs,
         outputs=draw(values),
         strategies=draw(st.dictionaries(names, st.builds(Strategy, sides, sides), max_size=4)),
         hubs=draw(st.dictionaries(names, layouts, max_size=3)),
@@ -154,7 +155,5 @@ def plans(draw) -> Plan:
         ),
         unlimited=draw(curves),
         compiled_bytes=draw(counts),
-        offloaded=draw(
-            st.lists(st.builds(Offloaded, names, counts, floats), max_size=2).map(tuple)
-        ),
+        offloaded=tuple(Offloaded(v.path, draw(counts), draw(floats)) for v in inputs[:2]),
     )
