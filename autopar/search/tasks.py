@@ -152,11 +152,15 @@ class _Builder:
         found: list[Task] = []
         for index, key in enumerate(keys):
             item = items[key]
+            load, moves, _, ahead, *_ = item.task
             places = [position[need] for need in item.needs]
-            task = item.task._replace(needs=tuple([place for place in places if place < index]))
+            needs = tuple([place for place in places if place < index])
             if isinstance(key, str):
-                task = task._replace(body=self._ordered(key), trips=self.loops.trips(key))
-            found.append(task)
+                found.append(
+                    Task(needs=needs, body=self._ordered(key), trips=self.loops.trips(key))
+                )
+            else:
+                found.append(Task(load, moves, needs, ahead))
         return tuple(found)
 
 
