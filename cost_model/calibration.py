@@ -74,6 +74,18 @@ def fit(name: str, samples: Sequence[Sample]) -> Curve:
     return Curve(name, tuple(coefficients), tuple(samples))
 
 
+def product_curve(name: str, samples: Sequence[Sample]) -> Curve:
+    """The curve of matrix products: without the length at which half the rate is reached, where
+    noise puts that beyond the longest contraction measured and leaves next to no rate.
+    """
+    curve = fit(name, samples)
+    longest = max(flops / faces for _, flops, faces in (one.terms for one in samples))
+    if curve.coefficients[2] < longest * curve.coefficients[1]:
+        return curve
+    plain = [dataclasses.replace(one, terms=(*one.terms[:2], 0.0)) for one in samples]
+    return fit(name, plain)
+
+
 def calibrate(
     devices: Sequence[Device] | None = None,
     rounds: int = 5,
@@ -91,7 +103,7 @@ def calibrate(
     bench = Bench(used, rounds, 1 if used[0].platform == "cpu" else ON_ACCELERATOR)
     progress("matrix products")
     dtypes = ("float32", "bfloat16")
-    products = {dtype: fit(f"matmul {dtype}", bench.matmuls(dtype)) for dtype in dtypes}
+    products = {d: product_curve(f"matmul {d}", bench.matmuls(d)) for d in dtypes}
     progress("copies and arithmetic")
     copies = fit("copy", bench.copies())
     arithmetic = fit("arithmetic", bench.arithmetic())
@@ -118,7 +130,7 @@ def _chip(base: Chip, products: dict[str, Curve], copies: Curve, arithmetic: Cur
         return 1.0 / max(curve.coefficients[term], 1e-18)
 
     bf16, f32 = rate(products["bfloat16"], 1), rate(products["float32"], 1)
-    best = max(products.values(), key=lambda curve: rate(curve, 1))
+    half_k = min(c.coefficients[2] / max(c.coefficients[1], 1e-18) for c in products.values())
     return dataclasses.replace(
         base,
         bf16_flops=bf16,
@@ -127,7 +139,7 @@ def _chip(base: Chip, products: dict[str, Curve], copies: Curve, arithmetic: Cur
         int8_flops=bf16 * base.int8_flops / base.bf16_flops,
         fp8_flops=bf16 * base.fp8_flops / base.bf16_flops,
         matmul_efficiency=1.0,
-        matmul_half_k=round(best.coefficients[2] / max(best.coefficients[1], 1e-18)),
+        matmul_half_k=round(half_k),
         matmul_tile=1,
         hbm_bandwidth=rate(copies, 1),
         hbm_efficiency=1.0,

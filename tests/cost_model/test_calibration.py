@@ -7,7 +7,7 @@ import pytest
 
 from autopar.core.errors import ClusterError
 from autopar.cost_model import Cluster
-from autopar.cost_model.calibration import calibrate, fit
+from autopar.cost_model.calibration import calibrate, fit, product_curve
 from autopar.cost_model.cluster_file import read_cluster, write_cluster
 from autopar.cost_model.measure import Sample
 
@@ -26,6 +26,16 @@ def test_no_coefficient_is_negative() -> None:
     curve = fit("copy", samples)
     assert min(curve.coefficients) >= 0
     assert len(curve.residuals) == 3
+
+
+def test_products_have_a_rate_whatever_the_noise() -> None:
+    """Times that do not grow with the contraction leave nothing but its inverse to blame."""
+    sizes = [(256, 256), (256, 32), (512, 64), (512, 512)]
+    samples = [Sample("", (1.0, n * n * k, 1.0 * n * n), 1e-9 * n * n) for n, k in sizes]
+    assert fit("matmul", samples).coefficients[1] == pytest.approx(0.0, abs=1e-18)
+    _, per_flop, per_face = product_curve("matmul", samples).coefficients
+    assert per_face == 0.0
+    assert 1e-12 < per_flop < 1e-10
 
 
 @pytest.mark.parametrize(
