@@ -94,7 +94,8 @@ def calibrate(
     """Measures the devices of this process (all of them, if none are given).
 
     Raises:
-      ClusterError: no preset says what is not measured (memory, host) of such devices.
+      ClusterError: no preset says what is not measured (memory, host) of such devices, or the
+        machine is too busy.
     """
     used = tuple(devices or jax.devices())
     base = Cluster.detect()

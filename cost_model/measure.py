@@ -1,15 +1,14 @@
 """Operations timed on all devices at once; what ``calibration`` fits its curves to.
 
 An operation is repeated in a loop inside one program, and the time of one is the slope between two
-numbers of repetitions, so that dispatch is not in it. Times are medians over rounds that take
-turns, so that a busy moment hits all alike.
+numbers of repetitions, so that dispatch is not in it. Of the times of all rounds, which take turns,
+the least count: what else the machine does can only add to them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from jax import lax
 
 from autopar.core.compat import Device
+from autopar.core.errors import ClusterError
 from autopar.cost_model.collectives import CollectiveKind, collective_line
 from autopar.cost_model.hardware import Link
 from autopar.cost_model.work import VECTOR_WEIGHTS
@@ -100,16 +100,29 @@ class Bench:
         return self._times(cases)
 
     def _times(self, cases: Sequence[_Case]) -> list[Sample]:
-        """Seconds of one run of each body, by the slope between two lengths of its loop."""
+        """Seconds of one run of each body, by the slope between two lengths of its loop.
+
+        Raises:
+          ClusterError: next to no body takes longer in the longer loop.
+        """
         runners = [_Runner.of(case, self.devices) for case in cases]
-        slopes: list[list[float]] = [[] for _ in cases]
+        least = [(math.inf, math.inf)] * len(cases)
         for _ in range(self.rounds):
-            for found, runner in zip(slopes, runners, strict=True):
-                found.append(runner.slope())
-        return [
-            Sample(case.name, case.terms, max(statistics.median(found), 1e-9))
-            for case, found in zip(cases, slopes, strict=True)
+            for index, runner in enumerate(runners):
+                short, long = least[index]
+                short = min(short, runner.time(runner.runs))
+                least[index] = short, min(long, runner.time(3 * runner.runs))
+        found = [
+            Sample(case.name, case.terms, (long - short) / (2 * runner.runs))
+            for case, runner, (short, long) in zip(cases, runners, least, strict=True)
+            if long > short
         ]
+        if len(found) < len(cases[0].terms):
+            raise ClusterError(
+                f"of {len(cases)} measurements ({cases[0].name} ...) only {len(found)} came out of "
+                "the noise: the machine is too busy; stop other work, or measure more --rounds"
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +159,6 @@ class _Runner:
         began = time.perf_counter()
         jax.block_until_ready(self.program(*self.arguments, jnp.int32(runs)))
         return time.perf_counter() - began
-
-    def slope(self) -> float:
-        """Seconds of one repetition."""
-        return (self.time(3 * self.runs) - self.time(self.runs)) / (2 * self.runs)
 
 
 def _product(x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from autopar.core.errors import ClusterError
-from autopar.cost_model import Cluster
+from autopar.cost_model import Cluster, measure
 from autopar.cost_model.calibration import calibrate, fit, product_curve
 from autopar.cost_model.cluster_file import read_cluster, write_cluster
 from autopar.cost_model.measure import Sample
@@ -52,6 +52,25 @@ def test_a_cluster_is_read_as_it_was_written(
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"cannot write cluster file .*nowhere.*give a path"):
         write_cluster(Cluster.preset("cpu", 2), tmp_path / "nowhere" / "here.toml")
+
+
+class Stuck:
+    """A loop that takes as long however often it runs."""
+
+    runs = 2
+
+    @classmethod
+    def of(cls, *_: object) -> "Stuck":
+        return cls()
+
+    def time(self, runs: int) -> float:
+        return 1.0
+
+
+def test_a_machine_too_busy_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_Runner", Stuck)
+    with pytest.raises(ClusterError, match="of 4 measurements .* only 0 .* more --rounds"):
+        measure.Bench(tuple(jax.devices()), 2, 1).copies()
 
 
 @pytest.mark.slow
