@@ -69,7 +69,7 @@ class Stuck:
 
 def test_a_machine_too_busy_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_Runner", Stuck)
-    with pytest.raises(ClusterError, match="of 4 measurements .* only 0 .* more --rounds"):
+    with pytest.raises(ClusterError, match=r"of 4 measurements .* only 0 .* more --rounds"):
         measure.Bench(tuple(jax.devices()), 2, 1).copies()
 
 
