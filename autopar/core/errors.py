@@ -25,11 +25,13 @@ class InfeasibleError(AutoparError):
 
     Attributes:
       least_bytes: the smallest peak memory per device any plan found needs, or ``None`` if unknown.
+      heaviest: the largest values at that peak, by name and size; empty if unknown.
     """
 
-    def __init__(self, message: str, least_bytes: int | None = None):
+    def __init__(self, message: str, least_bytes: int | None = None, heaviest: str = ""):
         super().__init__(message)
         self.least_bytes = least_bytes
+        self.heaviest = heaviest
 
 
 class PinError(AutoparError):

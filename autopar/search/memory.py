@@ -103,16 +103,14 @@ class MeshMemory:
         """``(instant, bytes, bytes of copies)`` of the ``PEAKS`` highest peaks above ``budget``.
 
         A peak is no lower than its neighbours, so that one limit stands for those around it. The
-        copies are what a limit leaves out.
+        copies are what a limit leaves out, less what it counts though it is on the chip.
         """
         bytes_of, extras = self._bytes_of(states), list(self._extras(states))
         live = self.timeline.profile(bytes_of, extras, self.vmem_bytes)
         padded = np.concatenate(([0.0], live, [0.0]))
         is_peak = (live > budget) & (live >= padded[:-2]) & (live > padded[2:])
         found = sorted(np.flatnonzero(is_peak), key=lambda i: (-live[i], i))[:PEAKS]
-        return [
-            (int(i), int(live[i]), max(0, int(live[i]) - self._load(int(i), states))) for i in found
-        ]
+        return [(int(i), int(live[i]), int(live[i]) - self._load(int(i), states)) for i in found]
 
     def _load(self, instant: int, states: Sequence[State]) -> int:
         """What the limit at an instant counts of a choice."""

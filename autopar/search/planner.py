@@ -175,13 +175,13 @@ def _tighten(
     """
     exact = True
     for instant, live, copies in model.over(states, budget):
-        if live - copies > budget:
+        if live - copies > budget + model.vmem_bytes:
             limits[instant] = model.limit(instant, budget)
         else:
             before = limits.get(instant)
             room = before.bound - model.vmem_bytes if before else budget
             # What the limit leaves out is known to be on the chip in part, or not at all.
-            wanted = budget - copies - model.vmem_bytes if copies else room
+            wanted = budget - copies - model.vmem_bytes
             bound = min(wanted, room - (live - budget), room - budget // 500)
             limits[instant] = model.limit(instant, bound)
             exact = False
@@ -248,4 +248,5 @@ def _too_big(
         "give more memory, more devices or a smaller batch, or have activations recomputed: "
         "remat='auto' with search='optimal', or jax.checkpoint in the model",
         least,
+        heaviest,
     )

@@ -60,14 +60,15 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     budget = options.memory_bytes or cluster.chip.usable_bytes
     if free.predicted.peak_bytes <= budget:
         return dataclasses.replace(free, options=options.as_text())
-    least = free.predicted.peak_bytes
+    least, heaviest = free.predicted.peak_bytes, ""
     plans: list[Plan] = []
     options.progress(f"needs {format_bytes(least)} of {format_bytes(budget)}: sharding more")
     if free.mesh.device_count > 1:
         try:
             plans.append(planner.search(step, cluster, options, prepared))
         except InfeasibleError as error:
-            least = min(least, error.least_bytes or least)
+            if error.least_bytes is not None and error.least_bytes < least:
+                least, heaviest = error.least_bytes, error.heaviest
     if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):
         options.progress("choosing what to recompute")
         model = StorageModel.of(step, cluster, free, options.remat == "auto")
@@ -79,7 +80,8 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
             found = _offloaded(step, cluster, model, free, budget, options, state.fitting)
             plans += [] if found is None else [found]
         if not plans:
-            raise _infeasible(step, cluster, model, free, least, budget, options, state)
+            known = least, heaviest
+            raise _infeasible(step, cluster, model, free, known, budget, options, state)
     best = min(plans, key=lambda plan: plan.solver.objective_s)
     return _judged(best, free, options)
 
@@ -189,12 +191,15 @@ def _infeasible(
     cluster: Cluster,
     model: StorageModel,
     free: Plan,
-    least: int,
+    known: tuple[int, str],
     budget: int,
     options: Options,
     state: HostState,
 ) -> InfeasibleError:
-    """The honest 'no': the least memory found, and what fills it."""
+    """The honest 'no': the least memory found, and what fills it.
+
+    ``known``: the same of plans that recompute nothing.
+    """
     choice = lightest(model.values, model.lighter(step.shares(state.positions)).base)
     names = dropped_names(model.values, model.bodies, choice.recomputed)
     program = step.rematerialised(names)
@@ -202,9 +207,10 @@ def _infeasible(
     prepared = Prepared.of(program, cluster, given, state.positions)
     plan = planner.search(program, cluster, given, prepared)
     needed = plan.predicted.peak_bytes
-    fills = f", at its peak above all for {_heaviest(program, cluster, plan, state)}"
-    if needed > least:  # the lightest shards more, and recomputes nothing
-        needed, fills = least, ""
+    heaviest = _heaviest(program, cluster, plan, state)
+    if needed > known[0]:  # the lightest shards more, and recomputes nothing
+        needed, heaviest = known
+    fills = f", at its peak above all for {heaviest}" if heaviest else ""
     return InfeasibleError(
         f"no plan fits {format_bytes(budget)} a device: the least found on mesh {free.mesh}, with "
         f"all recomputed that helps{state}, needs {format_bytes(needed)}{fills}; give more memory, "
