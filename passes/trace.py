@@ -91,7 +91,7 @@ class Step:
 
     def shares(self, away: Collection[int]) -> Mapping[Var, float]:
         """What a device holds of values that these inputs put on the host (see ``offload``)."""
-        return shares(self.jaxpr.jaxpr, self.updates, away)
+        return shares(self.jaxpr.jaxpr, self.updates, away) if away else {}
 
     def rematerialised(self, recompute: Sequence[str]) -> Step:
         """The step that recomputes these equations in its backward pass (see ``remat``)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
@@ -163,19 +164,26 @@ class _Finder:
         So gradients are read in the precision in which the backward pass leaves them.
         """
         read = set(self._reads(sorted(members)))
-        for position in range(max(members), -1, -1):
+        waiting = [-self.maker[var] for var in read if var in self.maker]
+        heapify(waiting)  # the last equation first, so that all readers of a value are known
+        while waiting:
+            position = -heappop(waiting)
             eqn = self.eqns[position]
-            if position in members or len(eqn.outvars) != 1 or eqn.outvars[0] not in read:
+            if position in members or len(eqn.outvars) != 1:
                 continue
-            var = eqn.outvars[0]
+            (var,) = eqn.outvars
             if var in self.outputs or not members.issuperset(self.users[var]):
                 continue
-            fresh = {a for a in eqn.invars if isinstance(a, Var) and shape_of(a) == shape} - read
+            atoms = {atom for atom in eqn.invars if isinstance(atom, Var)}
+            fresh = {atom for atom in atoms - read if shape_of(atom) == shape}
             if sum(map(_itemsize, fresh)) > _itemsize(var):
                 continue
             if _is_pointwise(eqn, shape) or _is_fill(eqn, shape):
                 members.add(position)
-                read.update(atom for atom in eqn.invars if isinstance(atom, Var))
+                for atom in atoms - read:
+                    if atom in self.maker:
+                        heappush(waiting, -self.maker[atom])
+                read |= atoms
 
 
 def _scanned(eqn: JaxprEqn) -> list[Atom]:
