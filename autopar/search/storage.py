@@ -7,8 +7,10 @@
 4. The step is rewritten so (``remat``), and the sharding of that program is searched under the
    limit, by the ordinary machinery: all that is accepted is priced and simulated as any plan is.
    While it does not fit, less is kept.
+5. Where that may still be faster, or nothing has fitted, state rests on the host
+   (``storage_offload``), and 4 is done with what room this leaves.
 
-The faster of what fits, of 2 and 4, is the answer.
+The fastest of what fits, of 2, 4 and 5, is the answer.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
                 least, heaviest = error.least_bytes, error.heaviest
     if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):
         options.progress("choosing what to recompute")
-        model = StorageModel.of(step, cluster, free, options.remat == "auto")
+        model = StorageModel.of(prepared, free, options.remat == "auto")
         found = _rematerialised(step, cluster, model, free, budget, options)
         plans += [] if found is None else [found]
         state = HostState.of(step, free, cluster.chip, options)
@@ -179,7 +181,7 @@ def _offloaded(
         if choice is not None:
             seconds = choice.seconds + sum(part.seconds for part in away)
             ranked.append((seconds, len(away), away))
-    for _, _, away in (*sorted(ranked)[:2], (0.0, 0, tuple(parts))):
+    for away in dict.fromkeys((*(away for _, _, away in sorted(ranked)[:2]), tuple(parts))):
         found = _rematerialised(step, cluster, model, free, budget, options, away)
         if found is not None:
             return found
@@ -207,7 +209,7 @@ def _infeasible(
     prepared = Prepared.of(program, cluster, given, state.positions)
     plan = planner.search(program, cluster, given, prepared)
     needed = plan.predicted.peak_bytes
-    heaviest = _heaviest(program, cluster, plan, state)
+    heaviest = _heaviest(prepared, plan, state)
     if needed > known[0]:  # the lightest shards more, and recomputes nothing
         needed, heaviest = known
     fills = f", at its peak above all for {heaviest}" if heaviest else ""
@@ -219,10 +221,10 @@ def _infeasible(
     )
 
 
-def _heaviest(step: Step, cluster: Cluster, plan: Plan, state: HostState) -> str:
+def _heaviest(prepared: Prepared, plan: Plan, state: HostState) -> str:
     """The largest values at the peak, by name and size."""
-    _, timeline = timeline_of(step, cluster, plan)
-    timeline = timeline.scaled(step.shares(state.positions))
+    step, cluster = prepared.step, prepared.cluster
+    timeline = timeline_of(prepared, plan).scaled(step.shares(state.positions))
     prices = PlanPrices(step, plan, cluster)
     sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
     instant, _ = timeline.peak(sizes, vmem_bytes=cluster.chip.vmem_bytes)

@@ -10,9 +10,9 @@ import numpy as np
 from jax.extend.core import Var
 
 from autopar.core.plan import Plan
-from autopar.cost_model import Cluster, FusionBorders, Timeline, fusion_borders, liveness
-from autopar.passes.trace import Step
+from autopar.cost_model import Timeline, liveness
 from autopar.search.plan_prices import PlanPrices
+from autopar.search.prepared import Prepared
 from autopar.search.storage_choice import Profile
 from autopar.search.storage_values import Body, Value, storage_values
 
@@ -35,16 +35,17 @@ class StorageModel:
     vmem_bytes: int
 
     @classmethod
-    def of(cls, step: Step, cluster: Cluster, plan: Plan, remat: bool = True) -> StorageModel:
-        borders, timeline = timeline_of(step, cluster, plan)
-        chip = cluster.chip
-        prices = PlanPrices(step, plan, cluster)
-        values, bodies = storage_values(
-            *(step.jaxpr, borders, timeline, prices.seconds, prices.bytes_of),
-            chip.hbm_bandwidth,
-        )
-        if not remat:
-            values, bodies = (), ()
+    def of(cls, prepared: Prepared, plan: Plan, remat: bool) -> StorageModel:
+        """``prepared``: the program that ``plan`` is for. ``remat``: whether there is a choice."""
+        step, chip = prepared.step, prepared.cluster.chip
+        timeline = timeline_of(prepared, plan)
+        prices = PlanPrices(step, plan, prepared.cluster)
+        values, bodies = (), ()
+        if remat:
+            values, bodies = storage_values(
+                *(step.jaxpr, prepared.memory.fusion, timeline),
+                *(prices.seconds, prices.bytes_of, chip.hbm_bandwidth),
+            )
         sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
         peak = float(np.max(timeline.profile(sizes, vmem_bytes=chip.vmem_bytes)))
         chosen = {var for one in (*values, *bodies) for var in one.buffers}
@@ -65,15 +66,14 @@ class StorageModel:
         return max(0.0, plan.predicted.peak_bytes - self.peak)
 
 
-def timeline_of(step: Step, cluster: Cluster, plan: Plan) -> tuple[FusionBorders, Timeline]:
-    """Fusion, and when each value is there, with inputs in the roles of the plan."""
-    borders = fusion_borders(step.jaxpr)
-    timeline = liveness(
+def timeline_of(prepared: Prepared, plan: Plan) -> Timeline:
+    """When each value is there, all of them, with inputs in the roles of the plan."""
+    step = prepared.step
+    return liveness(
         step.jaxpr,
         [value.role for value in plan.inputs],
         step.donated,
         step.ties,
-        borders=borders,
-        bf16_dots=cluster.chip.bf16_dots,
+        borders=prepared.memory.fusion,
+        bf16_dots=prepared.cluster.chip.bf16_dots,
     )
-    return borders, timeline

@@ -20,6 +20,7 @@ from autopar.cost_model import fusion_borders
 from autopar.passes.trace import trace
 from autopar.search import planner
 from autopar.search.options import Options
+from autopar.search.prepared import Prepared
 from autopar.search.storage_choice import choose
 from autopar.search.storage_model import StorageModel
 from autopar.search.storage_names import dropped_names
@@ -197,8 +198,10 @@ def test_a_softmax_is_recomputed_from_the_maximum_of_its_rows() -> None:
     args = ([jnp.eye(8, dtype=jnp.bfloat16)] * 2, jnp.ones((4, 64, 8), jnp.bfloat16))
     target = autopar.cost_model.parse_cluster("cpu:1")
     traced = trace(attend, *args, donate=(0,))
-    free = planner.search(traced, target, Options(memory_bytes=2**40))
-    model = StorageModel.of(traced, target, free)
+    ample = Options(memory_bytes=2**40)
+    prepared = Prepared.of(traced, target, ample)
+    free = planner.search(traced, target, ample, prepared)
+    model = StorageModel.of(prepared, free, remat=True)
     scores = 4 * 64 * 64
     found = [v for v in model.values if v.label.endswith("exp")]
     assert [(v.bytes, v.again) for v in found] == [(4 * scores, 2 * scores)] * 2
