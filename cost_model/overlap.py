@@ -27,7 +27,7 @@ from typing import NamedTuple
 from autopar.cost_model.collectives import CollectiveKind, collective_line
 from autopar.cost_model.compute import NOTHING, Load
 from autopar.cost_model.hardware import Chip, Link
-from autopar.cost_model.reshard import COALESCE_BYTES
+from autopar.cost_model.layout_tables import COALESCE_BYTES
 
 
 @dataclass(frozen=True, slots=True)

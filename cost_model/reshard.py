@@ -28,34 +28,31 @@ pays it in full.
 The closure may go through an axis that is B at both ends (slice, reduce the part, gather again:
 the links of two axes share the work). ``Resharder.path`` says so, and what lowers it must follow.
 
-The closure over all layouts is Floyd-Warshall in min-plus matrices: built in ``_closure``.
+The closure over all layouts is Floyd-Warshall in min-plus matrices (``layout_tables``), one table
+for each reduction. What goes from one reduction to another does so by layouts that are not partial.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autopar.core.errors import InfeasibleError
-from autopar.core.layout import B, Layout, Partial, Placement, Split, show
+from autopar.core.layout import Layout, Partial, show
 from autopar.core.mesh import MeshSpec
-from autopar.cost_model.collectives import CollectiveKind, collective_line
 from autopar.cost_model.hardware import Link
-
-EPSILON_S = 1e-9
-"""Cost of a step that moves nothing."""
-
-COALESCE_BYTES = 4 * 2**20
-"""Below XLA's own thresholds (30 MiB on GPU), as what can be merged is rarely ready all at once."""
-
-StepKind = CollectiveKind | Literal["mask"]
-Matrix = NDArray[np.float64]
+from autopar.cost_model.layout_tables import (
+    COALESCE_BYTES,
+    Matrix,
+    StepKind,
+    Table,
+    Tables,
+    step_kind,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +64,6 @@ class Collective:
     bytes: int
     seconds: float
     layout: Layout
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """All layouts of one kind of value, and what each change costs."""
-
-    index: dict[Layout, int]
-    layouts: tuple[Layout, ...]
-    local_bytes: NDArray[np.float64]
-    steps: Matrix
-    total: Matrix
 
 
 @dataclass(frozen=True)
@@ -92,9 +78,10 @@ class Resharder:
     mesh: MeshSpec
     links: tuple[Link, ...]
     coalesce_bytes: int = COALESCE_BYTES
-    _tables: dict[object, _Table] = field(
-        default_factory=dict[object, _Table], repr=False, compare=False
-    )
+
+    @functools.cached_property
+    def _tables(self) -> Tables:
+        return Tables(self.mesh, self.links, self.coalesce_bytes)
 
     def matrix(
         self,
@@ -105,12 +92,19 @@ class Resharder:
         coalesced: bool = False,
     ) -> Matrix:
         """Seconds from each of ``src`` to each of ``dst``; ``inf`` where there is no way."""
-        table = self._table(tuple(shape), itemsize, (*src, *dst), coalesced)
-        rows = np.array([table.index.get(layout, -1) for layout in src], dtype=np.intp)
-        cols = np.array([table.index.get(layout, -1) for layout in dst], dtype=np.intp)
-        found = table.total[np.ix_(rows, cols)]
-        found[rows < 0, :] = np.inf
-        found[:, cols < 0] = np.inf
+        tables = functools.partial(self._tables.of, shape, itemsize, coalesced)
+        rows, cols = _by_reduction(src), _by_reduction(dst)
+        usual = min({*rows, *cols} - {""}, default="")
+        found = np.full((len(src), len(dst)), np.inf)
+        for (before, here), (after, there) in itertools.product(rows.items(), cols.items()):
+            left, right = [src[i] for i in here], [dst[i] for i in there]
+            if before and after and before != after:
+                first, second = tables(before), tables(after)
+                way = first.between(left, first.whole), second.between(first.whole, right)
+                found[np.ix_(here, there)] = _min_plus(*way)
+            else:
+                table = tables(before or after or usual)
+                found[np.ix_(here, there)] = table.between(left, right)
         return found
 
     def seconds(
@@ -137,13 +131,24 @@ class Resharder:
         Raises:
           InfeasibleError: there is no way.
         """
-        table = self._table(tuple(shape), itemsize, (src, dst), coalesced)
-        here, goal = table.index.get(src, -1), table.index.get(dst, -1)
-        if here < 0 or goal < 0 or not np.isfinite(table.total[here, goal]):
+        seconds = self.seconds(shape, itemsize, src, dst, coalesced)
+        if not np.isfinite(seconds):
             raise InfeasibleError(
                 f"a value of shape {tuple(shape)} cannot go from {show(src)} to {show(dst)} on "
                 f"mesh {self.mesh}"
             )
+        before, after = _reduction(src), _reduction(dst)
+        first = self._tables.of(shape, itemsize, coalesced, before or after)
+        if not (before and after) or before == after:
+            return self._steps(first, src, dst)
+        second = self._tables.of(shape, itemsize, coalesced, after)
+        whole = first.whole
+        through = first.between((src,), whole)[0] + second.between(whole, (dst,))[:, 0]
+        middle = whole[int(np.argmin(through))]
+        return (*self._steps(first, src, middle), *self._steps(second, middle, dst))
+
+    def _steps(self, table: Table, src: Layout, dst: Layout) -> tuple[Collective, ...]:
+        here, goal = table.index[src], table.index[dst]
         path: list[Collective] = []
         while here != goal:
             through = table.steps[here] + table.total[:, goal]
@@ -153,7 +158,7 @@ class Resharder:
             here = there
         return tuple(path)
 
-    def _collective(self, table: _Table, here: int, there: int) -> Collective:
+    def _collective(self, table: Table, here: int, there: int) -> Collective:
         before, after = table.layouts[here], table.layouts[there]
         axis = next(i for i, (x, y) in enumerate(zip(before, after, strict=True)) if x != y)
         kind = step_kind(before[axis], after[axis])
@@ -163,123 +168,23 @@ class Resharder:
         name = self.mesh.axes[axis].name
         return Collective(kind, name, moved, float(table.steps[here, there]), after)
 
-    def _table(
-        self, shape: tuple[int, ...], itemsize: int, layouts: Iterable[Layout], coalesced: bool
-    ) -> _Table:
-        ops = {p.op for layout in layouts for p in layout if isinstance(p, Partial)}
-        key = (shape, itemsize, tuple(sorted(ops)), coalesced)
-        if key not in self._tables:
-            self._tables[key] = self._build(shape, itemsize, key[2], coalesced)
-        return self._tables[key]
 
-    def _build(
-        self, shape: tuple[int, ...], itemsize: int, ops: tuple[str, ...], coalesced: bool
-    ) -> _Table:
-        """Numbers every layout in mixed radix, one digit an axis, and prices every step."""
-        choices = self._choices(shape, ops)
-        radix, axes = len(choices), len(self.mesh.axes)
-        codes = np.indices((radix,) * axes).reshape(axes, -1)
-        local = self._local_bytes(shape, itemsize, choices, codes)
-        legal = np.isfinite(local) & ~_mixed(codes, choices)
-        steps = np.full((codes.shape[1],) * 2, np.inf)
-        np.fill_diagonal(steps, 0.0)
-        for axis in range(axes):
-            stride = radix ** (axes - 1 - axis)
-            later = [np.any(codes[axis + 1 :] == code, axis=0) for code in range(radix)]
-            for old, new in itertools.permutations(range(radix), 2):
-                if step_kind(choices[old], choices[new]) is None:
-                    continue
-                free = legal & (codes[axis] == old)
-                for code in (old, new):  # no later axis may split what the step gathers or splits
-                    if isinstance(choices[code], Split):
-                        free &= ~later[code]
-                rows = np.flatnonzero(free)
-                cols = rows + (new - old) * stride
-                cost = self._step_seconds(axis, choices[old], choices[new], local[rows], coalesced)
-                if cost is not None:
-                    ok = legal[cols]
-                    steps[rows[ok], cols[ok]] = cost[ok]
-        keep = np.flatnonzero(legal)
-        layouts = tuple(tuple(choices[code] for code in codes[:, i]) for i in keep)
-        steps = np.ascontiguousarray(steps[np.ix_(keep, keep)])
-        index = {layout: i for i, layout in enumerate(layouts)}
-        return _Table(index, layouts, local[keep], steps, _closure(steps))
-
-    def _choices(self, shape: tuple[int, ...], ops: tuple[str, ...]) -> tuple[Placement, ...]:
-        """B, the partials asked for, and every dimension that some axis divides."""
-        dims = [
-            d
-            for d, extent in enumerate(shape)
-            if extent and any(extent % axis.size == 0 for axis in self.mesh.axes)
-        ]
-        return (B, *(Partial(op) for op in ops), *(Split(d) for d in dims))
-
-    def _local_bytes(
-        self,
-        shape: tuple[int, ...],
-        itemsize: int,
-        choices: tuple[Placement, ...],
-        codes: NDArray[np.intp],
-    ) -> NDArray[np.float64]:
-        """Bytes one device holds under each layout; ``inf`` where a split is uneven."""
-        local = np.full(codes.shape[1], float(math.prod(shape) * itemsize))
-        sizes = np.array(self.mesh.sizes)[:, None]
-        for code, choice in enumerate(choices):
-            if isinstance(choice, Split):
-                ways = np.where(codes == code, sizes, 1).prod(axis=0)
-                local = np.where(shape[choice.dim] % ways == 0, local / ways, np.inf)
-        return local
-
-    def _step_seconds(
-        self,
-        axis: int,
-        old: Placement,
-        new: Placement,
-        local: NDArray[np.float64],
-        coalesced: bool,
-    ) -> NDArray[np.float64] | None:
-        """Seconds of one step for each of ``local`` bytes, or ``None`` if there is no such step."""
-        kind, size = step_kind(old, new), self.mesh.axes[axis].size
-        if kind is None:
-            return None
-        if kind in ("slice", "mask") or size == 1:
-            return np.full(local.shape, EPSILON_S)
-        if self.mesh.axes[axis].kind == "time":
-            return None
-        latency, per_byte = collective_line(kind, self.links[axis], size)
-        payload = local * size if kind == "all-gather" else local
-        share = np.minimum(1.0, payload / self.coalesce_bytes) if coalesced else 1.0
-        return np.maximum(EPSILON_S, latency * share + payload * per_byte)
+def _reduction(layout: Layout) -> str:
+    """That by which a layout is partial, if it is: several make no layout, and no table has it."""
+    return min([p.op for p in layout if isinstance(p, Partial)], default="")
 
 
-def step_kind(old: Placement, new: Placement) -> StepKind | None:
-    """The collective that takes one axis from ``old`` to ``new``, if a single one does."""
-    match old, new:
-        case Split(), Split():
-            return "all-to-all"
-        case Split(), b if b == B:
-            return "all-gather"
-        case Partial(), b if b == B:
-            return "all-reduce"
-        case Partial("add"), Split():
-            return "reduce-scatter"
-        case b, Split() if b == B:
-            return "slice"
-        case b, Partial() if b == B:
-            return "mask"
-        case _:
-            return None
+def _by_reduction(layouts: Sequence[Layout]) -> dict[str, list[int]]:
+    """The places of the layouts partial by each reduction; ``""`` where by none."""
+    found: dict[str, list[int]] = {}
+    for place, layout in enumerate(layouts):
+        found.setdefault(_reduction(layout), []).append(place)
+    return found
 
 
-def _mixed(codes: NDArray[np.intp], choices: tuple[Placement, ...]) -> NDArray[np.bool_]:
-    """Layouts partial by two reductions at once, which do not commute: they mean nothing."""
-    partials = [code for code, choice in enumerate(choices) if isinstance(choice, Partial)]
-    return np.sum([np.any(codes == code, axis=0) for code in partials], axis=0) > 1
-
-
-def _closure(steps: Matrix) -> Matrix:
-    """All-pairs shortest paths."""
-    total = steps.copy()
-    for k in range(len(total)):
-        np.minimum(total, total[:, k, None] + total[None, k, :], out=total)
-    return total
+def _min_plus(left: Matrix, right: Matrix) -> Matrix:
+    """The cheapest way through any of what lies between."""
+    found = np.full((len(left), right.shape[1]), np.inf)
+    for there, on in zip(left.T, right, strict=True):
+        np.minimum(found, there[:, None] + on[None, :], out=found)
+    return found

@@ -69,7 +69,8 @@ def assemble(
     groups = edge_groups(graph, variables)
     network = assembler.network(variables, groups)
     domains = tuple(assembler.domains)
-    return Problem(graph, mesh, domains, variables, groups, network, without_rule(ops))
+    found = (graph, mesh, domains, variables, groups, network, resharder)
+    return Problem(*found, without_rule(ops))
 
 
 @dataclass(slots=True)
@@ -255,7 +256,8 @@ class _Assembler:
         chip = self.cluster.chip
         sizes = [math.prod(local_shape(edge.shape, one, self.mesh)) for one in left.layouts]
         seconds = np.array(sizes) * edge.itemsize / (chip.hbm_bandwidth * chip.hbm_efficiency)
-        changes = np.array([[one != other for other in right.layouts] for one in left.layouts])
+        names = np.array(number((*left.layouts, *right.layouts)))
+        changes = names[: len(sizes), None] != names[len(sizes) :]
         table = to_ticks(seconds[:, None] * changes)
         return table[np.ix_(left.of_state, right.of_state)]
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from autopar.core.layout import Layout, shifted
 from autopar.core.mesh import MeshSpec
+from autopar.cost_model import Resharder
 from autopar.search.domains import Domain, State
 from autopar.search.graph import Edge, Graph
 from autopar.search.network import IntArray, Network
@@ -23,6 +24,7 @@ class Problem:
       domains: for every node, the states of its variable.
       variables: for every node, the variable that chooses for it.
       groups: for every edge, a number; equal ones where the same variables are joined alike.
+      resharder: what priced changes of layout.
       fallbacks: primitives without a rule, and how many equations of each there are.
     """
 
@@ -32,6 +34,7 @@ class Problem:
     variables: tuple[int, ...]
     groups: IntArray
     network: Network
+    resharder: Resharder
     fallbacks: Mapping[str, int]
 
     def states(self, choice: tuple[int, ...]) -> tuple[State, ...]:

@@ -118,7 +118,7 @@ def prediction(
 ) -> Prediction:
     """Sums the plan up. Compute is what is left of the objective when communication is taken."""
     states = problem.states(choice)
-    resharder = Resharder(problem.mesh, cluster.axis_links(problem.mesh))
+    resharder = problem.resharder
     moved = collectives(step, problem, states, resharder)
     comm = sum(one.seconds for one in moved)
     exposed = comm

@@ -22,7 +22,8 @@ from jax import lax
 
 from autopar.core.layout import Layout, Partial, Placement, Split, local_shape
 from autopar.core.mesh import MeshAxis
-from autopar.cost_model.reshard import Resharder, step_kind
+from autopar.cost_model.layout_tables import step_kind
+from autopar.cost_model.reshard import Resharder
 
 GATHERED: dict[str, Callable[[Any], Any]] = {
     "mul": lambda pieces: jnp.prod(pieces, axis=0, dtype=pieces.dtype),
