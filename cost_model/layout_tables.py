@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,16 +56,21 @@ class Table:
         found[:, cols < 0] = np.inf
         return found
 
-    @property
-    def whole(self) -> list[Layout]:
-        """The layouts that are not partial, in an order that tables of one value share."""
-        return [layout for layout in self.layouts if not is_partial(layout)]
-
     def renamed(self, op: str) -> Table:
         """The same for another reduction."""
         layouts = tuple([_renamed(layout, op) for layout in self.layouts])
         index = {layout: i for i, layout in enumerate(layouts)}
         return dataclasses.replace(self, index=index, layouts=layouts)
+
+
+class _Key(NamedTuple):
+    """What prices of a value depend on: its bytes, and of each dimension the greatest number that
+    divides it and the number of devices.
+    """
+
+    dims: tuple[int, ...]
+    bytes: int
+    coalesced: bool
 
 
 @dataclass(frozen=True)
@@ -78,30 +83,38 @@ class Tables:
     mesh: MeshSpec
     links: tuple[Link, ...]
     coalesce_bytes: int = COALESCE_BYTES
-    _made: dict[object, Table] = field(
-        default_factory=dict[object, Table], repr=False, compare=False
+    _made: dict[tuple[_Key, tuple[str, ...]], Table] = field(
+        default_factory=dict[tuple[_Key, tuple[str, ...]], Table], repr=False, compare=False
     )
 
-    def of(self, shape: Sequence[int], itemsize: int, coalesced: bool, op: str) -> Table:
-        """The table of a value for one reduction, or for none: ``""``."""
+    def of(
+        self, shape: Sequence[int], itemsize: int, layouts: Iterable[Layout], coalesced: bool
+    ) -> Table:
+        """The table of a value in which to look for ``layouts``."""
         # An even split is one by a factor of the number of devices: no more matters of an extent.
         devices = math.prod(self.mesh.sizes)
         dims = tuple([math.gcd(extent, devices) if extent else 1 for extent in shape])
-        key = (dims, math.prod(shape) * itemsize, coalesced)
-        if (*key, op) not in self._made:
-            alike = op if op in ("", "add") else "max"  # one is as another, but sums scatter
-            if (*key, alike) not in self._made:
-                self._made[*key, alike] = self._build(*key, alike)
-            if op != alike:
-                self._made[*key, op] = self._made[*key, alike].renamed(op)
-        return self._made[*key, op]
+        ops = {p.op for layout in layouts for p in layout if isinstance(p, Partial)}
+        key = _Key(dims, math.prod(shape) * itemsize, coalesced)
+        return self._table(key, tuple(sorted(ops)))
 
-    def _build(self, shape: tuple[int, ...], size: int, coalesced: bool, op: str) -> Table:
+    def _table(self, key: _Key, ops: tuple[str, ...]) -> Table:
+        if (key, ops) not in self._made:
+            if len(ops) > 1:
+                found = _joined([self._table(key, (op,)) for op in ops])
+            elif ops in ((), ("add",), ("max",)):
+                found = self._build(key, *ops)
+            else:  # but for sums, which scatter, one reduction is as another
+                found = self._table(key, ("max",)).renamed(*ops)
+            self._made[key, ops] = found
+        return self._made[key, ops]
+
+    def _build(self, key: _Key, op: str = "") -> Table:
         """Numbers every layout in mixed radix, one digit an axis, and prices every step."""
-        choices = self._choices(shape, op)
+        choices = self._choices(key.dims, op)
         radix, axes = len(choices), len(self.mesh.axes)
         codes = np.indices((radix,) * axes).reshape(axes, -1)
-        local = self._local_bytes(shape, size, choices, codes)
+        local = self._local_bytes(key, choices, codes)
         legal = np.isfinite(local)
         steps = np.full((codes.shape[1],) * 2, np.inf)
         np.fill_diagonal(steps, 0.0)
@@ -117,7 +130,9 @@ class Tables:
                         free &= ~later[code]
                 rows = np.flatnonzero(free)
                 cols = rows + (new - old) * stride
-                cost = self._step_seconds(axis, choices[old], choices[new], local[rows], coalesced)
+                cost = self._step_seconds(
+                    axis, choices[old], choices[new], local[rows], key.coalesced
+                )
                 if cost is not None:
                     ok = legal[cols]
                     steps[rows[ok], cols[ok]] = cost[ok]
@@ -127,29 +142,25 @@ class Tables:
         index = {layout: i for i, layout in enumerate(layouts)}
         return Table(index, layouts, local[keep], steps, _closure(steps))
 
-    def _choices(self, shape: tuple[int, ...], op: str) -> tuple[Placement, ...]:
+    def _choices(self, dims: tuple[int, ...], op: str) -> tuple[Placement, ...]:
         """B, partial by ``op`` if there is one, and every dimension that some axis divides."""
-        dims = [
-            d
-            for d, extent in enumerate(shape)
+        splits = [
+            Split(dim)
+            for dim, extent in enumerate(dims)
             if any(extent % axis.size == 0 for axis in self.mesh.axes)
         ]
-        return (B, *((Partial(op),) if op else ()), *(Split(d) for d in dims))
+        return (B, *((Partial(op),) if op else ()), *splits)
 
     def _local_bytes(
-        self,
-        shape: tuple[int, ...],
-        size: int,
-        choices: tuple[Placement, ...],
-        codes: NDArray[np.intp],
+        self, key: _Key, choices: tuple[Placement, ...], codes: NDArray[np.intp]
     ) -> NDArray[np.float64]:
         """Bytes one device holds under each layout; ``inf`` where a split is uneven."""
-        local = np.full(codes.shape[1], float(size))
+        local = np.full(codes.shape[1], float(key.bytes))
         sizes = np.array(self.mesh.sizes)[:, None]
         for code, choice in enumerate(choices):
             if isinstance(choice, Split):
                 ways = np.where(codes == code, sizes, 1).prod(axis=0)
-                local = np.where(shape[choice.dim] % ways == 0, local / ways, np.inf)
+                local = np.where(key.dims[choice.dim] % ways == 0, local / ways, np.inf)
         return local
 
     def _step_seconds(
@@ -195,6 +206,24 @@ def step_kind(old: Placement, new: Placement) -> StepKind | None:
 
 def _renamed(layout: Layout, op: str) -> Layout:
     return tuple([Partial(op) if isinstance(p, Partial) else p for p in layout])
+
+
+def _joined(parts: Sequence[Table]) -> Table:
+    """The tables of several reductions as one: from one to another by what is not partial."""
+    layouts = tuple(dict.fromkeys(layout for part in parts for layout in part.layouts))
+    index = {layout: i for i, layout in enumerate(layouts)}
+    local = np.empty(len(layouts))
+    steps, total = np.full((2, len(layouts), len(layouts)), np.inf)
+    places = [np.array([index[layout] for layout in part.layouts]) for part in parts]
+    for part, at in zip(parts, places, strict=True):
+        local[at] = part.local_bytes
+        steps[np.ix_(at, at)], total[np.ix_(at, at)] = part.steps, part.total
+    partial = np.array([is_partial(layout) for layout in layouts])
+    between = total[np.ix_(partial, partial)]
+    for there, on in zip(total[partial][:, ~partial].T, total[~partial][:, partial], strict=True):
+        np.minimum(between, there[:, None] + on, out=between)
+    total[np.ix_(partial, partial)] = between
+    return Table(index, layouts, local, steps, total)
 
 
 def _closure(steps: Matrix) -> Matrix:

@@ -35,14 +35,13 @@ for each reduction. What goes from one reduction to another does so by layouts t
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from autopar.core.errors import InfeasibleError
-from autopar.core.layout import Layout, Partial, show
+from autopar.core.layout import Layout, show
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model.hardware import Link
 from autopar.cost_model.layout_tables import (
@@ -92,20 +91,7 @@ class Resharder:
         coalesced: bool = False,
     ) -> Matrix:
         """Seconds from each of ``src`` to each of ``dst``; ``inf`` where there is no way."""
-        tables = functools.partial(self._tables.of, shape, itemsize, coalesced)
-        rows, cols = _by_reduction(src), _by_reduction(dst)
-        usual = min({*rows, *cols} - {""}, default="")
-        found = np.full((len(src), len(dst)), np.inf)
-        for (before, here), (after, there) in itertools.product(rows.items(), cols.items()):
-            left, right = [src[i] for i in here], [dst[i] for i in there]
-            if before and after and before != after:
-                first, second = tables(before), tables(after)
-                way = first.between(left, first.whole), second.between(first.whole, right)
-                found[np.ix_(here, there)] = _min_plus(*way)
-            else:
-                table = tables(before or after or usual)
-                found[np.ix_(here, there)] = table.between(left, right)
-        return found
+        return self._tables.of(shape, itemsize, (*src, *dst), coalesced).between(src, dst)
 
     def seconds(
         self,
@@ -131,23 +117,12 @@ class Resharder:
         Raises:
           InfeasibleError: there is no way.
         """
-        seconds = self.seconds(shape, itemsize, src, dst, coalesced)
-        if not np.isfinite(seconds):
+        table = self._tables.of(shape, itemsize, (src, dst), coalesced)
+        if not np.isfinite(table.between((src,), (dst,))).all():
             raise InfeasibleError(
                 f"a value of shape {tuple(shape)} cannot go from {show(src)} to {show(dst)} on "
                 f"mesh {self.mesh}"
             )
-        before, after = _reduction(src), _reduction(dst)
-        first = self._tables.of(shape, itemsize, coalesced, before or after)
-        if not (before and after) or before == after:
-            return self._steps(first, src, dst)
-        second = self._tables.of(shape, itemsize, coalesced, after)
-        whole = first.whole
-        through = first.between((src,), whole)[0] + second.between(whole, (dst,))[:, 0]
-        middle = whole[int(np.argmin(through))]
-        return (*self._steps(first, src, middle), *self._steps(second, middle, dst))
-
-    def _steps(self, table: Table, src: Layout, dst: Layout) -> tuple[Collective, ...]:
         here, goal = table.index[src], table.index[dst]
         path: list[Collective] = []
         while here != goal:
@@ -167,24 +142,3 @@ class Resharder:
         moved = 0 if kind in ("slice", "mask") else int(table.local_bytes[here]) * factor
         name = self.mesh.axes[axis].name
         return Collective(kind, name, moved, float(table.steps[here, there]), after)
-
-
-def _reduction(layout: Layout) -> str:
-    """That by which a layout is partial, if it is: several make no layout, and no table has it."""
-    return min([p.op for p in layout if isinstance(p, Partial)], default="")
-
-
-def _by_reduction(layouts: Sequence[Layout]) -> dict[str, list[int]]:
-    """The places of the layouts partial by each reduction; ``""`` where by none."""
-    found: dict[str, list[int]] = {}
-    for place, layout in enumerate(layouts):
-        found.setdefault(_reduction(layout), []).append(place)
-    return found
-
-
-def _min_plus(left: Matrix, right: Matrix) -> Matrix:
-    """The cheapest way through any of what lies between."""
-    found = np.full((len(left), right.shape[1]), np.inf)
-    for there, on in zip(left.T, right, strict=True):
-        np.minimum(found, there[:, None] + on[None, :], out=found)
-    return found

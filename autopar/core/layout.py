@@ -2,6 +2,8 @@
 
 A layout is one placement per mesh axis, in mesh order. Where several axes split the same
 dimension, the earlier mesh axis is the major one, as in ``PartitionSpec((major, minor))``.
+
+Placements are named tuples, unlike other values here: a search compares and hashes millions.
 """
 
 from __future__ import annotations
@@ -9,16 +11,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import jax
 
 from autopar.core.mesh import MeshSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+class Split(NamedTuple):
     """Each position of the axis holds an equal, contiguous part of dimension ``dim``."""
 
     dim: int
@@ -27,16 +28,14 @@ class Split:
         return f"S({self.dim})"
 
 
-@dataclass(frozen=True, slots=True)
-class Broadcast:
+class Broadcast(NamedTuple):
     """Every position of the axis holds the same value."""
 
     def __str__(self) -> str:
         return "B"
 
 
-@dataclass(frozen=True, slots=True)
-class Partial:
+class Partial(NamedTuple):
     """The value is the reduction by ``op`` of what the positions of the axis hold."""
 
     op: str = "add"
