@@ -64,15 +64,16 @@ def search(
     misfits: list[PinError] = []
     for mesh in meshes:
         options.progress(f"searching {mesh}")
+        known = best.solution.cost if best else FORBIDDEN
         try:
-            found = _fit(prepared, prepared.problem(mesh), budget, options)
+            found = _fit(prepared, prepared.problem(mesh), budget, options, known)
         except InfeasibleError as error:
             failures.append(error)
             continue
         except PinError as error:  # another mesh may suit the pins
             misfits.append(error)
             continue
-        if best is None or found.solution.cost < best.solution.cost:
+        if found and found.solution.cost < known:
             best = found
     if best is None:
         raise nearest(failures) if failures else misfits[0]
@@ -133,8 +134,13 @@ def _meshes(cluster: Cluster, options: Options, own: MeshSpec | None) -> tuple[M
     return kept
 
 
-def _fit(prepared: Prepared, problem: Problem, budget: int, options: Options) -> Candidate:
-    """Solves, and limits the instants that are over budget until the simulated peak fits it."""
+def _fit(
+    prepared: Prepared, problem: Problem, budget: int, options: Options, known: int
+) -> Candidate | None:
+    """Solves, and limits the instants that are over budget until the simulated peak fits it.
+
+    ``None`` as soon as no plan of this mesh can be better than one that is ``known``.
+    """
     model = prepared.memory.on(problem)
     # On one or two axes a network is small enough to be solved whole.
     axes = problem.axis_choices() if len(problem.mesh.axes) > 2 else ()
@@ -143,12 +149,14 @@ def _fit(prepared: Prepared, problem: Problem, budget: int, options: Options) ->
     deadline = time.monotonic() + options.time_limit_s
     while (left := deadline - time.monotonic()) > 0:
         network = dataclasses.replace(problem.network, limits=tuple(map(folded, limits.values())))
-        known = None if limits else prepared.free.get(problem.mesh)
-        found = known or _solve(network, axes, options, left)
+        free = None if limits else prepared.free.get(problem.mesh)
+        found = free or _solve(network, axes, options, left, known)
+        if found.choice is None or found.cost >= known:
+            if known < FORBIDDEN:
+                return None
+            break
         if not limits:
             prepared.free[problem.mesh] = found
-        if found.choice is None:
-            break
         bound = max(bound, found.bound) if exact else bound
         states = problem.states(found.choice)
         peak = model.peak(states)[1]
@@ -231,12 +239,14 @@ def _lightest(
     return Candidate(problem, Solution(found.choice, cost, 0, "feasible"), peak)
 
 
-def _solve(network: Network, axes: AxisChoices, options: Options, seconds: float) -> Solution:
+def _solve(
+    network: Network, axes: AxisChoices, options: Options, seconds: float, known: int
+) -> Solution:
     if options.search == "exhaustive":
         return exhaustive(network)
     if options.search == "random":
         return random_choice(network, options.seed)
-    return solve(network, seconds, axes=axes)
+    return solve(network, seconds, axes=axes, known=known)
 
 
 def _too_big(

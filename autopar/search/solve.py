@@ -58,6 +58,7 @@ def solve(
     seconds: float,
     solver: Solver | None = None,
     axes: AxisChoices = (),
+    known: int = FORBIDDEN,
     small: int = SMALL,
     large: int = LARGE,
 ) -> Solution:
@@ -68,22 +69,24 @@ def solve(
       solver: ``toulbar2`` where it is installed, else ``highs``.
       axes: what each value does on each of three mesh axes or more, to take a large network with
         limits apart by; none to solve it whole.
+      known: what is sought costs less than this; ``infeasible`` is then that nothing does.
       small, large: see ``SMALL`` and ``LARGE``.
     """
     solver = solver or default_solver()
     deadline = time.monotonic() + seconds
     if not network.limits and network.entries > small:
         smaller, undo = shrink(network, dead_ends=False)  # bounds will find them, and more
-        found = _closing_in(smaller, FORBIDDEN, solver, deadline, small)
+        found = _closing_in(smaller, known, solver, deadline, small)
         return _undone(network, undo, found)
     smaller, undo = shrink(network)
     if smaller.entries <= small or not (axes and smaller.entries > large):
-        return _undone(network, undo, solver(smaller, seconds, None))
+        upper = None if known >= FORBIDDEN else known - 1
+        return _undone(network, undo, solver(smaller, seconds, upper))
     first = _by_blocks(_Parts(network, axes, solver, deadline))
-    if first.choice is None:
+    if first.choice is None and known >= FORBIDDEN:
         return first
-    found = _closing_in(smaller, first.cost, solver, deadline, small)
-    if found.choice is not None:
+    found = _closing_in(smaller, min(known, first.cost), solver, deadline, small)
+    if found.choice is not None or first.cost >= known:
         return _undone(network, undo, found)
     status = "optimal" if found.status == "infeasible" else "feasible"
     return dataclasses.replace(first, bound=found.bound, status=status)

@@ -70,6 +70,21 @@ def test_closing_in_finds_the_optimum_and_proves_it(
         assert found.cost == truth.cost
 
 
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(SEEDS, st.booleans(), st.sampled_from([0, 10**6]))
+def test_only_what_is_better_than_a_known_cost_is_sought(
+    seed: int, limited: bool, small: int
+) -> None:
+    network = dense(seed, limited)
+    best = solve(network, 10.0)
+    if best.choice is None:
+        return
+    again = solve(network, 10.0, known=best.cost + 1, small=small)
+    assert (again.cost, again.status) == (best.cost, "optimal")
+    none = solve(network, 10.0, known=best.cost, small=small)
+    assert (none.choice, none.status) == (None, "infeasible")
+
+
 def test_a_solve_leaves_nothing_behind_for_the_next() -> None:
     """In the first, toulbar2 changes an option by itself; kept, it made the second wrong."""
     second = random_network(4, limits=1, forbidden=0.05, most=20, density=0.25)

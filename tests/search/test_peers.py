@@ -8,6 +8,7 @@ reduce-scatter. Compilers combine collectives, so payloads are compared, not cou
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,59 @@ def test_feed_forward_of_many_ranks(
     loss, on = squared(feed_forward), Cluster.preset("h100", (32, 8))
     reading = trained(loss, params, pairs(tokens, width), on, mesh=mesh, pins=pins)
     assert [str(strategy) for strategy in reading.strategies(".*dot_general.*")] == products
+    assert set(reading.counts()) == {"reduce-scatter", "all-gather"}
+
+
+def test_memory_decides_how_parameters_rest() -> None:
+    """Autoparallel, 256 devices on one axis: with memory free parameters may rest whole, with
+    memory tight they are split; products are data parallel in both.
+    """
+    layers = [{"up": floats(1024, 4096), "down": floats(4096, 1024)}] * 8
+    args = (
+        squared(lambda params, x: functools.reduce(lambda x, p: feed_forward(p, x), params, x)),
+        *(layers, pairs(512 * 256, 1024), Cluster.preset("h100", (32, 8))),
+    )
+    options = {"mesh": (256,), "pins": {"batch/.": jax.P("data")}, "remat": "none"}
+    free = trained(*args, **options)
+    tight = trained(*args, **options, memory=free.plan.predicted.peak_bytes // 2)
+    data = trained(*args, **options, search="data")
+    assert tight.written("dot_general") == free.written("dot_general") == {"S(0) B -> S(0)"}
+    whole = [list(map(show, one.inputs("state/0/").values())).count("B") for one in (free, tight)]
+    assert whole[0] >= 8  # half of the kernels
+    assert whole[1] <= 1  # that of the first layer's second product: nothing is live beside it
+    # Theirs rest whole in the free case, moments too, for the same collectives' bytes.
+    assert free.plan.predicted.peak_bytes < 0.6 * data.plan.predicted.peak_bytes
+    assert free.plan.predicted.comm_s <= data.plan.predicted.comm_s
+
+
+def attention_block(params: Any, x: jax.Array) -> jax.Array:
+    heads = (*x.shape[:2], 48, -1)
+    q, k, v = ((x @ params[name]).reshape(heads) for name in ("query", "key", "value"))
+    scores = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", scores, v)
+    x = x + mixed.reshape(x.shape) @ params["out"]
+    return x + feed_forward(params, x)
+
+
+def test_transformer_block_of_many_ranks() -> None:
+    """Autoparallel's block of width 6144 on 32 x 8: columns, heads, rows; gradients partial."""
+    width, square = 6144, floats(6144, 6144)
+    ups = {"up": floats(width, 4 * width), "down": floats(4 * width, width)}
+    params = {**dict.fromkeys(("query", "key", "value", "out"), square), **ups}
+    loss, on = squared(attention_block), Cluster.preset("h100", (32, 8))
+    pins = {"batch/.": jax.P("data")}
+    reading = trained(loss, params, pairs(8 * 32, 256, width), on, mesh=(32, 8), pins=pins)
+    column, row = "S(0),B B,S(1) -> S(0),S(2)", "S(0),S(2) B,S(0) -> S(0),P"
+    assert [str(s) for s in reading.strategies("dot_general")] == [column] * 3 + [
+        row,
+        column,
+        row,
+    ]
+    heads = {"S(0),S(1)", "S(0),S(2)"}  # of batch, heads, and batch, length, heads
+    inner = reading.strategies("b.*dot_general.*")
+    assert {show(layout) for one in inner for layout in one.operands} == heads
+    gradients = reading.written(r"dot_general \(grad\)")
+    assert {"S(0),B S(0),S(2) -> P,S(1)", "S(0),S(2) S(0),B -> P,S(0)"} < gradients
     assert set(reading.counts()) == {"reduce-scatter", "all-gather"}
 
 
