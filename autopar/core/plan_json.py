@@ -17,7 +17,7 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from autopar.core.errors import PlanError
 from autopar.core.json_reader import JsonField, read_json
@@ -292,11 +292,11 @@ _WRITERS: Mapping[str, Callable[[Any], Any]] = {
     "float": _number,
     "bool": bool,
 }
-_READERS: Mapping[str, Callable[[JsonField], Any]] = {
-    "str": JsonField.text,
-    "int": JsonField.integer,
-    "float": JsonField.number,
-    "bool": JsonField.boolean,
+_READERS: Mapping[str, tuple[type, Callable[[JsonField], Any]]] = {
+    "str": (str, JsonField.text),
+    "int": (int, JsonField.integer),
+    "float": (float, JsonField.number),
+    "bool": (bool, JsonField.boolean),
 }
 """How a dataclass field is written and read, by its annotation."""
 
@@ -311,12 +311,17 @@ def _record(value: Any, **given: Any) -> dict[str, Any]:
 
 def _record_from(cls: Callable[..., _Record], field: JsonField, **given: Any) -> _Record:
     """The inverse of ``_record``."""
-    read = {name: reader(field.child(name)) for name, reader in _readers(cls) if name not in given}
-    return cls(**read, **given)
+    found, read = field.mapping(), given
+    for name, kind, reader in _readers(cls):
+        if name not in given:
+            value = found.get(name)  # most are as they should be; the reader says what is not
+            plain = type(value) is kind and not (kind is int and cast("int", value) < 0)
+            read[name] = value if plain else reader(field.child(name))
+    return cls(**read)
 
 
 @functools.cache
-def _readers(cls: Any) -> tuple[tuple[str, Callable[[JsonField], Any]], ...]:
-    """The fields of a dataclass that are plain scalars, and how each is read."""
+def _readers(cls: Any) -> tuple[tuple[str, type, Callable[[JsonField], Any]], ...]:
+    """The fields of a dataclass that are plain scalars: their JSON type, and how each is read."""
     types = ((f.name, str(f.type)) for f in dataclasses.fields(cls))
-    return tuple((name, _READERS[type_]) for name, type_ in types if type_ in _READERS)
+    return tuple((name, *_READERS[type_]) for name, type_ in types if type_ in _READERS)

@@ -20,7 +20,7 @@ from autopar.core.plan import Plan
 from autopar.cost_model import Cluster
 from autopar.passes.trace import Step
 from autopar.search.options import Options
-from autopar.search.programs import search
+from autopar.search.programs import search, uncollected
 
 DECIDING = ("jax", "jaxlib", "numpy", "scipy", "pytoulbar2")
 """Packages whose version may change a plan."""
@@ -39,8 +39,9 @@ def cached_search(step: Step, cluster: Cluster, options: Options, folder: Path |
     if folder is None:
         return search(step, cluster, options)
     _make(folder)
-    path = folder / f"{question(step, cluster, options)}.json"
-    found = _read(path, step)
+    with uncollected():
+        path = folder / f"{question(step, cluster, options)}.json"
+        found = _read(path, step)
     if found is None:
         found = search(step, cluster, options)
         found.save(path)

@@ -26,12 +26,12 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
       InfeasibleError: no plan fits the memory budget, or a baseline cannot be formed.
       PinError, ClusterError, OptionError: the request is inconsistent.
     """
-    with _uncollected():
+    with uncollected():
         return _search(step, cluster, options)
 
 
 @contextmanager
-def _uncollected() -> Generator[None]:
+def uncollected() -> Generator[None]:
     """No cyclic garbage collection meanwhile: a search makes little garbage, and each collection
     goes through the whole jaxpr again (measured: a quarter of the time).
     """
