@@ -30,8 +30,10 @@ from dataclasses import dataclass
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
-from autopar.cost_model.fusion_graph import FusionGraph
+from autopar.cost_model.fusion_graph import FusionGraph, Nature
+from autopar.passes.fingerprint import PerSignature, Signatures
 from autopar.passes.rules import regions
+from autopar.passes.rules.control_flow import BODIES
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,16 @@ class FusionBorders:
         return self.roots.get(var, var)
 
 
-def fusion_borders(jaxpr: Jaxpr | ClosedJaxpr) -> FusionBorders:
-    """Analyses a step (or one body); its regions are analysed with it."""
+def fusion_borders(
+    jaxpr: Jaxpr | ClosedJaxpr, signatures: Signatures | None = None
+) -> FusionBorders:
+    """Analyses a step (or one body); its regions are analysed with it.
+
+    ``signatures``: of its equations, if they are at hand.
+    """
     top = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    graphs = [FusionGraph(body) for body in (top, *all_bodies(top.eqns))]
+    nature = PerSignature(signatures or Signatures(), Nature.of)
+    graphs = [FusionGraph(body, nature) for body in (top, *all_bodies(top.eqns))]
     for graph in graphs:
         graph.decide()
         graph.count_reads()
@@ -110,6 +118,8 @@ def bodies(eqn: JaxprEqn) -> tuple[Jaxpr, ...]:
 def all_bodies(eqns: Iterable[JaxprEqn]) -> Iterator[Jaxpr]:
     """Every nested jaxpr of these equations, outer ones first."""
     for eqn in eqns:
+        if eqn.primitive.name not in BODIES:
+            continue
         for body in bodies(eqn):
             yield body
             yield from all_bodies(body.eqns)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from autopar.cost_model.work import KINDS, aval_bytes, itemsize, kind_of, shape_of, work
+from autopar.cost_model.work import KINDS, WorkKind, aval_bytes, itemsize, kind_of, shape_of, work
 
 RECOMPUTE_RATIO = 2.25
 """A value is kept rather than recomputed if its sources are this much larger (measured, v5e)."""
@@ -76,13 +77,38 @@ def itemsize_of(atom: Var | Literal) -> int:
     return itemsize(atom.aval)
 
 
+class Nature(NamedTuple):
+    """What the rules ask of an equation, whatever its values: equal for equations alike.
+
+    Attributes:
+      view, elementwise: see ``is_view``, ``is_elementwise``.
+      kind: in ``KINDS``, if there.
+      needs_operands: whether its operands must lie in memory.
+    """
+
+    view: bool
+    elementwise: bool
+    kind: WorkKind | None
+    needs_operands: bool
+
+    @classmethod
+    def of(cls, eqn: JaxprEqn) -> Nature:
+        name, elementwise = eqn.primitive.name, is_elementwise(eqn)
+        whole = kind_of(eqn) in _NEED_OPERANDS or name in _WINDOWS
+        return cls(is_view(eqn), elementwise, KINDS.get(name), whole and not elementwise)
+
+
+_NOTHING = frozenset[Var]()
+
+
 @dataclass
 class FusionGraph:
     """One jaxpr. ``decide``, then ``count_reads``, fill its tables.
 
     Attributes:
-      roots: every view and what it is a view of. producer: who makes each value that is no view.
-      read: what each equation, by its identity, reads, views looked through.
+      nature: of an equation.
+      roots: every view and what it is a view of.
+      steps: all equations but views, and what each reads, views looked through.
       users: who uses each value, through views. cheap: values made of scalars and iota only.
       written: values in memory. charged: those whose writing their own equation pays.
       needed_for: for an unwritten value, the values in memory it is computed from.
@@ -91,9 +117,9 @@ class FusionGraph:
     """
 
     jaxpr: Jaxpr
+    nature: Callable[[JaxprEqn], Nature] = Nature.of
     roots: dict[Var, Var] = field(default_factory=dict[Var, Var])
-    producer: dict[Var, JaxprEqn] = field(default_factory=dict[Var, JaxprEqn])
-    read: dict[int, list[Var]] = field(default_factory=dict[int, list[Var]])
+    steps: list[tuple[JaxprEqn, Nature, list[Var]]] = field(default_factory=list)
     users: dict[Var, list[JaxprEqn]] = field(default_factory=lambda: defaultdict(list))
     written: set[Var] = field(default_factory=set[Var])
     charged: set[Var] = field(default_factory=set[Var])
@@ -105,57 +131,56 @@ class FusionGraph:
     softmaxes: dict[Var, Var] = field(default_factory=dict[Var, Var])
 
     def __post_init__(self) -> None:
-        self.place = {v: i for i, v in enumerate((*self.jaxpr.constvars, *self.jaxpr.invars))}
+        roots, users, cheap = self.roots, self.users, self.cheap
         for eqn in self.jaxpr.eqns:
-            for out in eqn.outvars:
-                self.place[out] = len(self.place)
-            if is_view(eqn):
+            nature = self.nature(eqn)
+            if nature.view:
                 for out, source in zip(eqn.outvars, eqn.invars, strict=False):
                     if isinstance(source, Var):
-                        self.roots[out] = self.root(source)
+                        roots[out] = roots.get(source, source)
                     else:
-                        self.cheap.add(out)
+                        cheap.add(out)
                 continue
-            for out in eqn.outvars:
-                self.producer[out] = eqn
-            sources = [self.root(atom) for atom in eqn.invars if isinstance(atom, Var)]
-            self.read[id(eqn)] = sources
+            sources = [roots.get(atom, atom) for atom in eqn.invars if isinstance(atom, Var)]
+            self.steps.append((eqn, nature, sources))
             for source in dict.fromkeys(sources):
-                self.users[source].append(eqn)
-            if _is_cheap(eqn, self.cheap, sources):
-                self.cheap.update(eqn.outvars)
+                users[source].append(eqn)
+            # Iota, and whatever is made of scalars and cheap values only, without heavy work.
+            if nature.elementwise:
+                for source in sources:
+                    if source not in cheap and elements(source) > _CHEAP_SIZE:
+                        break
+                else:
+                    cheap.update(eqn.outvars)
         self.outputs = {self.root(v) for v in self.jaxpr.outvars if isinstance(v, Var)}
 
     def root(self, var: Var) -> Var:
         return self.roots.get(var, var)
 
-    def sources(self, eqn: JaxprEqn) -> list[Var]:
-        return self.read[id(eqn)]
-
     def decide(self) -> None:
         """Fills ``written`` and ``charged``, and says what is behind all that is not written."""
         needed = set(self.outputs)
-        for eqn in self.jaxpr.eqns:
-            whole = kind_of(eqn) in _NEED_OPERANDS or eqn.primitive.name in _WINDOWS
-            if whole and not is_elementwise(eqn):
-                needed.update(v for v in self.sources(eqn) if v not in self.cheap)
+        for _, nature, sources in self.steps:
+            if nature.needs_operands:
+                needed.update([v for v in sources if v not in self.cheap])
         moved = self._move_down(needed)
-        for eqn in self.jaxpr.eqns:
-            if is_view(eqn):
-                continue
-            heavy = not is_elementwise(eqn)
-            reached = self._behind(eqn, self.needed_for)
+        for eqn, nature, sources in self.steps:
+            heavy = not nature.elementwise
+            reached: frozenset[Var] | None = None
             for out in eqn.outvars:
                 gets_buffer = moved.get(out)
-                kept = heavy if gets_buffer is None else gets_buffer
-                if kept or out in needed or (not heavy and self._worth_keeping(out, reached)):
+                written = out in needed or (heavy if gets_buffer is None else gets_buffer)
+                if not written:
+                    reached = _behind(sources, self.needed_for) if reached is None else reached
+                    written = not heavy and self._worth_keeping(out, reached)
+                    if not written:
+                        self.needed_for[out] = reached
+                        self.charged_for[out] = (
+                            _NOTHING if heavy else _behind(sources, self.charged_for)
+                        )
+                if written:
                     self.written.add(out)
-                else:
-                    self.needed_for[out] = reached
-                    self.charged_for[out] = (
-                        frozenset() if heavy else self._behind(eqn, self.charged_for)
-                    )
-                if heavy or (out in self.written and not gets_buffer):
+                if heavy or (written and not gets_buffer):
                     self.charged.add(out)
 
     def _move_down(self, needed: set[Var]) -> dict[Var, bool]:
@@ -212,23 +237,13 @@ class FusionGraph:
             return []
         return [*widened, centred, *onward[0].outvars]
 
-    def _behind(self, eqn: JaxprEqn, table: Mapping[Var, frozenset[Var]]) -> frozenset[Var]:
-        """The values in memory that the equation's results are computed from."""
-        return frozenset[Var]().union(*(self._memory(v, table) for v in self.sources(eqn)))
-
-    def _memory(self, var: Var, table: Mapping[Var, frozenset[Var]]) -> frozenset[Var]:
-        if var in self.written or var not in self.producer:
-            return frozenset((var,))
-        return table[var]
-
     def is_narrow(self, var: Var) -> bool:
         """Whether only matmuls use an f32 value, and they would round it anyway."""
         users = self.users.get(var, [])
-        dtype = getattr(var.aval, "dtype", None)
         return (
-            dtype == np.float32
+            bool(users)
             and var not in self.outputs
-            and bool(users)
+            and getattr(var.aval, "dtype", None) == np.float32
             and all(
                 user.primitive.name == "dot_general" and work(user).dtype_class == "f32"
                 for user in users
@@ -246,27 +261,39 @@ class FusionGraph:
 
     def count_reads(self) -> None:
         """Charges every group's reads to the equation that ends it, and lists what it needs."""
-        for eqn in self.jaxpr.eqns:
-            region = KINDS.get(eqn.primitive.name) == "region"
-            if is_view(eqn) or not eqn.outvars:
+        bound = (*self.jaxpr.invars, *[out for eqn in self.jaxpr.eqns for out in eqn.outvars])
+        place = {var: at for at, var in enumerate((*self.jaxpr.constvars, *bound))}
+        written, charged = self.written, self.charged
+        for eqn, nature, sources in self.steps:
+            region, outs = nature.kind == "region", eqn.outvars
+            if not outs:
                 continue
-            if region or any(out in self.written for out in eqn.outvars):
-                needed = self._behind(eqn, self.needed_for)
-                self.kernels[eqn.outvars[0]] = tuple(sorted(needed, key=self.place.__getitem__))
-            if region or not any(v in self.written or v in self.charged for v in eqn.outvars):
+            writes = not written.isdisjoint(outs)
+            if region or writes:
+                needed = _behind(sources, self.needed_for)
+                self.kernels[outs[0]] = tuple(sorted(needed, key=place.__getitem__))
+            if not region and (writes or not charged.isdisjoint(outs)):
+                self._count_reads_of(eqn)
+
+    def _count_reads_of(self, eqn: JaxprEqn) -> None:
+        seen: set[Var] = set()
+        for index, atom in enumerate(eqn.invars):
+            if not isinstance(atom, Var) or not (own := aval_bytes(atom.aval)):
                 continue
-            seen: set[Var] = set()
-            for index, atom in enumerate(eqn.invars):
-                if not isinstance(atom, Var) or not (own := aval_bytes(atom.aval)):
-                    continue
-                fresh = self._memory(self.root(atom), self.charged_for) - seen
-                seen |= fresh
-                most = elements(atom)
-                size = sum(min(elements(v), most) * itemsize_of(v) for v in fresh)
-                if size:
-                    self.reads[eqn.outvars[0], index] = size / own
+            root = self.root(atom)
+            fresh = self.charged_for.get(root, (root,))
+            fresh = [v for v in fresh if v not in seen]
+            seen.update(fresh)
+            most = elements(atom)
+            size = sum([min(elements(v), most) * itemsize_of(v) for v in fresh])
+            if size:
+                self.reads[eqn.outvars[0], index] = size / own
 
 
-def _is_cheap(eqn: JaxprEqn, cheap: set[Var], sources: Sequence[Var]) -> bool:
-    """Iota, and whatever is made of scalars and cheap values only, without heavy work."""
-    return is_elementwise(eqn) and all(v in cheap or elements(v) <= _CHEAP_SIZE for v in sources)
+def _behind(sources: Sequence[Var], table: Mapping[Var, frozenset[Var]]) -> frozenset[Var]:
+    """The values in memory that something is computed from.
+
+    ``table``: of the values that do not lie there, the same.
+    """
+    found = [table[var] if var in table else frozenset((var,)) for var in sources]
+    return found[0].union(*found[1:]) if found else _NOTHING

@@ -13,7 +13,7 @@ import hashlib
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+\b|\bid=\d+")
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][\w.\-+ ]+)+[\\/]")
+
+Known = TypeVar("Known")
 
 
 def fingerprint(
@@ -47,7 +49,8 @@ class Signatures:
     """Texts that are equal for equations that do the same to values of the same shapes and dtypes.
 
     A program repeats itself: what is known to be like an earlier equation is not written again.
-    Equations asked for are kept, so that the next pass through the program finds them.
+    Equations asked for are kept, so that the next pass through the program finds them, and so that
+    no other abstract value takes the identity of theirs.
     """
 
     def __init__(self) -> None:
@@ -62,9 +65,11 @@ class Signatures:
         return asked[1]
 
     def _of(self, eqn: JaxprEqn) -> str:
-        ends = (*eqn.invars, None, *eqn.outvars)
         values = tuple(eqn.params.values())
-        key = (eqn.primitive, *eqn.params, *values, *[end and end.aval for end in ends])
+        # JAX makes few abstract values for many variables: to hash them takes longer than all else.
+        operands = [id(atom.aval) for atom in eqn.invars]
+        results = [id(var.aval) for var in eqn.outvars]
+        key = (eqn.primitive, *eqn.params, *values, *operands, None, *results)
         if not _INEXACT.isdisjoint(map(type, values)):
             return self._text(eqn)
         try:
@@ -144,6 +149,20 @@ class Signatures:
         if callable(value):
             return function_name(value)
         return _PATH.sub("", _ADDRESS.sub("", str(value)))
+
+
+class PerSignature(Generic[Known]):
+    """What is the same for all equations of one signature, worked out once for each."""
+
+    def __init__(self, signatures: Signatures, make: Callable[[JaxprEqn], Known]) -> None:
+        self._of, self._make = signatures.of, make
+        self._known: dict[str, Known] = {}
+
+    def __call__(self, eqn: JaxprEqn) -> Known:
+        signature = self._of(eqn)
+        if signature not in self._known:
+            self._known[signature] = self._make(eqn)
+        return self._known[signature]
 
 
 _INEXACT = frozenset((float, complex, np.float32, np.float64))

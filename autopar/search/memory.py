@@ -53,7 +53,7 @@ class MemoryModel:
         away: frozenset[int] = frozenset(),
     ) -> None:
         self.roles = tuple(roles)
-        self.fusion = fusion_borders(step.jaxpr.jaxpr)
+        self.fusion = fusion_borders(step.jaxpr.jaxpr, step.signatures)
         self.attention = (
             attention_kernels(step.jaxpr.jaxpr) if chip.attention_efficiency else NO_ATTENTION
         )
