@@ -29,10 +29,56 @@ class Span:
 
 
 @dataclass
+class Bodies:
+    """What does not depend on the order of a step's kernels, and orders within its bodies."""
+
+    borders: FusionBorders
+    _orders: dict[int, tuple[Kernel, ...]] = field(default_factory=dict[int, tuple[Kernel, ...]])
+    _made: dict[int, frozenset[Var]] = field(default_factory=dict[int, frozenset[Var]])
+    _backward: dict[int, bool] = field(default_factory=dict[int, bool])
+    _tails: dict[Var, bool] = field(default_factory=dict[Var, bool])
+
+    def order(self, body: Jaxpr) -> tuple[Kernel, ...]:
+        """The kernels of a nested body, in the order they run."""
+        if id(body) not in self._orders:
+            outputs = [self.borders.root(v) for v in body.outvars if isinstance(v, Var)]
+            self._orders[id(body)] = schedule(kernels(body.eqns, self.borders), outputs, {})
+        return self._orders[id(body)]
+
+    def made(self, body: Jaxpr) -> frozenset[Var]:
+        """The values that a body's equations make."""
+        if id(body) not in self._made:
+            self._made[id(body)] = frozenset([v for eqn in body.eqns for v in eqn.outvars])
+        return self._made[id(body)]
+
+    def is_backward(self, eqn: JaxprEqn) -> bool:
+        """Whether an equation belongs to the backward pass."""
+        stack = eqn.source_info.name_stack
+        if id(stack) not in self._backward:
+            self._backward[id(stack)] = "transpose(" in str(stack)
+        return self._backward[id(stack)]
+
+    def tails(self, program: tuple[Kernel, ...]) -> Mapping[Var, bool]:
+        """For each kernel's first result, whether nothing heavy reads what it leads to.
+
+        ``program``: the whole step, in any order in which it can run.
+        """
+        if not self._tails:
+            used: dict[Var, bool] = {}
+            for kernel in reversed(program):
+                late = all(used.get(v, True) for v in kernel.writes) and not _is_heavy(kernel.eqn)
+                self._tails[kernel.eqn.outvars[0]] = late
+                for var in kernel.needs:
+                    used[var] = used.get(var, True) and late
+        return self._tails
+
+
+@dataclass
 class Walk:
     """Runs the kernels of a step in order, and notes starts and uses.
 
     Attributes:
+      bodies: what is known of the step's bodies; two walks share it.
       in_place: output values (looked through views) and the donated inputs they replace.
       lasting: the outputs that are the next step's inputs, if what only the others need (a loss
         that is shown) is to run last.
@@ -42,7 +88,7 @@ class Walk:
       alias: values that live in another one's buffer.
     """
 
-    borders: FusionBorders
+    bodies: Bodies
     in_place: Mapping[Var, Var]
     lasting: frozenset[Var] | None = None
     ran: list[JaxprEqn] = field(default_factory=list[JaxprEqn])
@@ -56,6 +102,7 @@ class Walk:
     instant_of: dict[Var, int] = field(default_factory=dict[Var, int])
     hoisted: dict[tuple[Var, str], Span] = field(default_factory=dict[tuple[Var, str], Span])
     taken: list[tuple[Var, int]] = field(default_factory=list[tuple[Var, int]])
+    _ended: list[tuple[Jaxpr, int]] = field(default_factory=list[tuple[Jaxpr, int]])
 
     @property
     def clock(self) -> int:
@@ -63,29 +110,31 @@ class Walk:
 
     def resolve(self, var: Var) -> Var:
         """The variable whose buffer holds ``var``."""
-        while True:
-            root = self.borders.root(var)
-            if root not in self.alias:
-                return root
-            var = self.alias[root]
+        roots, alias = self.bodies.borders.roots, self.alias
+        while (root := roots.get(var, var)) in alias:
+            var = alias[root]
+        return root
 
     def body(
         self, jaxpr: Jaxpr, backward: bool, tail: bool, in_place: Mapping[Var, Var] | None = None
     ) -> None:
         """Runs one jaxpr. ``in_place`` is given for the whole step only."""
-        program = kernels(jaxpr.eqns, self.borders)
-        if in_place is not None and self.lasting is not None:
-            program = _aside_last(program, self.lasting)
-        outputs = [self.borders.root(v) for v in jaxpr.outvars if isinstance(v, Var)]
-        tails = _tails(program) if in_place is not None else None
-        for kernel in schedule(program, outputs, in_place or {}):
-            late = tail if tails is None else tails[kernel.eqn.outvars[0]]
-            back = backward or "transpose(" in str(kernel.eqn.source_info.name_stack)
+        if in_place is None:
+            order, late = self.bodies.order(jaxpr), {}
+        else:
+            program = kernels(jaxpr.eqns, self.bodies.borders)
+            if self.lasting is not None:
+                program = _aside_last(program, self.lasting)
+            outputs = [self.bodies.borders.root(v) for v in jaxpr.outvars if isinstance(v, Var)]
+            order, late = schedule(program, outputs, in_place), self.bodies.tails(program)
+        for kernel in order:
+            tail = late.get(kernel.eqn.outvars[0], tail)
+            back = backward or self.bodies.is_backward(kernel.eqn)
             if kernel.is_region:
-                self._region(kernel.eqn, back, late)
+                self._region(kernel.eqn, back, tail)
             else:
-                self._run(kernel, back, late)
-        self._place_fused(jaxpr)
+                self._run(kernel, back, tail)
+        self._ended.append((jaxpr, self.clock))
 
     def _tick(self, eqn: JaxprEqn, backward: bool, tail: bool) -> int:
         self.ran.append(eqn)
@@ -138,9 +187,8 @@ class Walk:
 
     def _give_out(self, region: Region, inner: Var, outer: Var) -> bool:
         """Lets a value made in the body live in the buffer of the result it becomes."""
-        root = self.borders.root(inner)
-        made = any(root in eqn.outvars for eqn in region.body.eqns)
-        if made and root not in self.alias:
+        root = self.bodies.borders.root(inner)
+        if root not in self.alias and root in self.bodies.made(region.body):
             self.alias[root] = outer
             return True
         return False
@@ -191,20 +239,25 @@ class Walk:
             if isinstance(link.inner, Var) and isinstance(link.outer, Var):
                 self._give_out(region, link.inner, link.outer)
 
-    def _place_fused(self, jaxpr: Jaxpr) -> None:
-        """Gives equations without an instant that of the first kernel they are computed in."""
-        reach: dict[Var, int] = {}
-        last = max(0, self.clock - 1)
-        for eqn in reversed(jaxpr.eqns):
-            if not eqn.outvars:
-                continue
-            instant = self.instant_of.get(eqn.outvars[0])
-            if instant is None:
-                instant = min(reach.get(var, last) for var in eqn.outvars)
-                self.instant_of[eqn.outvars[0]] = instant
-            for atom in eqn.invars:
-                if isinstance(atom, Var):
-                    reach[atom] = min(instant, reach.get(atom, instant))
+    def instants(self) -> Mapping[Var, int]:
+        """The instant of every equation, by its first result; call it after ``body``.
+
+        Equations that are no kernel have that of the first kernel they are computed in.
+        """
+        for jaxpr, end in self._ended:
+            last = max(0, end - 1)
+            reach: dict[Var, int] = {}
+            for eqn in reversed(jaxpr.eqns):
+                if not eqn.outvars:
+                    continue
+                instant = self.instant_of.get(eqn.outvars[0])
+                if instant is None:
+                    instant = min([reach.get(var, last) for var in eqn.outvars])
+                    self.instant_of[eqn.outvars[0]] = instant
+                for atom in eqn.invars:
+                    if isinstance(atom, Var) and instant <= reach.get(atom, instant):
+                        reach[atom] = instant
+        return self.instant_of
 
     def spans(self, jaxpr: Jaxpr) -> Iterator[Span]:
         """The buffers, inputs first; call it after ``body``."""
@@ -221,7 +274,7 @@ class Walk:
             end = last if var in outputs else max(start, self.last_use.get(var, start))
             if var not in outputs and taken.get(var) == end and end > start:
                 end -= 1  # it becomes the loop's carry
-            yield Span(var, start, end, "value", 0.5 if var in self.borders.narrow else 1.0)
+            yield Span(var, start, end, "value", 0.5 if var in self.bodies.borders.narrow else 1.0)
         yield from self.hoisted.values()
 
 
@@ -241,18 +294,6 @@ def _aside_last(program: tuple[Kernel, ...], lasting: frozenset[Var]) -> tuple[K
             needed.update(program[index].needs)
     main = [kernel for index, kernel in enumerate(program) if index in kept]
     return (*main, *(kernel for index, kernel in enumerate(program) if index not in kept))
-
-
-def _tails(program: tuple[Kernel, ...]) -> dict[Var, bool]:
-    """For each kernel's first result, whether nothing heavy reads what it leads to."""
-    tail: dict[Var, bool] = {}
-    used: dict[Var, bool] = {}
-    for kernel in reversed(program):
-        late = not _is_heavy(kernel.eqn) and all(used.get(var, True) for var in kernel.writes)
-        tail[kernel.eqn.outvars[0]] = late
-        for var in kernel.needs:
-            used[var] = used.get(var, True) and late
-    return tail
 
 
 def _is_heavy(eqn: JaxprEqn) -> bool:

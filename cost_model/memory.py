@@ -32,7 +32,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from numpy.typing import NDArray
 
 from autopar.cost_model.fusion import FusionBorders, fusion_borders
-from autopar.cost_model.liveness import Span, Walk
+from autopar.cost_model.liveness import Bodies, Span, Walk
 from autopar.cost_model.work import aval_bytes
 
 COPIES = "collective buffers"
@@ -247,12 +247,14 @@ def liveness(
     inputs = dict(zip(top.invars, in_categories, strict=True))
     outputs = [top.outvars[position] for position, _ in ties]
     lasting = frozenset(borders.root(out) for out in outputs if isinstance(out, Var))
-    found: list[Timeline] = []
+    found: list[tuple[Walk, Timeline]] = []
+    bodies = Bodies(borders)
     for order in (None, lasting) if lasting else (None,):
-        walk = Walk(borders, in_place, order)
+        walk = Walk(bodies, in_place, order)
         walk.body(top, backward=False, tail=False, in_place=in_place)
-        found.append(_timeline(walk, top, inputs, bf16_dots))
-    return min(found, key=lambda timeline: timeline.peak(timeline.global_bytes())[1])
+        found.append((walk, _timeline(walk, top, inputs, bf16_dots)))
+    walk, best = min(found, key=lambda one: one[1].peak(one[1].global_bytes())[1])
+    return replace(best, instant_of=walk.instants())
 
 
 def _timeline(walk: Walk, top: Jaxpr, inputs: Mapping[Var, str], bf16_dots: bool) -> Timeline:
@@ -264,12 +266,12 @@ def _timeline(walk: Walk, top: Jaxpr, inputs: Mapping[Var, str], bf16_dots: bool
             for s in spans
         ),
         kernels=tuple(walk.ran),
-        instant_of=walk.instant_of,
+        instant_of={},
         uses={
             s.var: (walk.first_use.get(s.var, s.start), walk.last_use.get(s.var, s.start))
             for s in spans
         },
-        roots={var: walk.resolve(var) for var in (*walk.borders.roots, *walk.alias)},
+        roots={var: walk.resolve(var) for var in (*walk.bodies.borders.roots, *walk.alias)},
     )
 
 
