@@ -26,6 +26,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.passes.rules import Link, Region, regions
 from autopar.passes.trace import Step
+from autopar.search import sides
 from autopar.search.network import IntArray
 
 Atom = Var | Literal
@@ -69,14 +70,6 @@ class Edge(NamedTuple):
     dst_shift: int = 0
     coalesced: bool = False
 
-    @property
-    def use(self) -> tuple[object, ...]:
-        """What the price of a re-layout on it depends on, besides the states of its ends."""
-        return (
-            *(self.port, self.slot, self.shape, self.itemsize),
-            *(self.src_shift, self.dst_shift, self.coalesced),
-        )
-
 
 class Source(NamedTuple):
     """Where a value comes from: result ``port`` of ``node``; ``shift`` as in ``Edge``."""
@@ -95,7 +88,8 @@ class Graph:
       shared_inputs: indices of ``input`` nodes that several nodes read.
       tails: for each node, whether only light work follows it: the optimiser's side of the step.
       heads: for each node, whether only light work on inputs precedes it: weights and their casts.
-      ends, uses: the nodes of each edge, ``[edge, 2]``; equal numbers for equal ``Edge.use``.
+      ends: the nodes of each edge, ``[edge, 2]``.
+      uses: of each edge a number; equal ones for the same price, given the states of the ends.
     """
 
     nodes: tuple[Node, ...]
@@ -169,17 +163,22 @@ def _connect_outputs(builder: _Builder, step: Step) -> None:
 
 
 def _walk(builder: _Builder, jaxpr: Jaxpr, prefix: str, trips: int) -> None:
+    nodes, uses, sources = builder.nodes, builder.uses, builder.sources
     for position, eqn in enumerate(jaxpr.eqns):
         name = f"{prefix}{position}"
         nested = regions(eqn)
-        if nested is None:
-            node = builder.add("op", name, trips, eqn=eqn)
-            for slot, atom in enumerate(eqn.invars):
-                builder.use(atom, node, slot, trips)
-            for port, var in enumerate(eqn.outvars):
-                builder.sources[var] = Source(node, port)
-        else:
+        if nested is not None:
             _enter(builder, nested, name, trips)
+            continue
+        node = len(nodes)
+        nodes.append(Node(node, "op", name, trips, None, eqn))
+        uses += [
+            _Use(atom, node, slot, trips)
+            for slot, atom in enumerate(eqn.invars)
+            if isinstance(atom, Var)
+        ]
+        for port, var in enumerate(eqn.outvars):
+            sources[var] = Source(node, port)
 
 
 def _enter(builder: _Builder, nested: Sequence[Region], name: str, trips: int) -> None:
@@ -224,9 +223,11 @@ def _finish(builder: _Builder) -> Graph:
     for use in builder.uses:
         source = sources[use.var]
         by_source[source.node, source.port].append(use)
-    edges: list[Edge] = []
-    shared: set[int] = set()
-    tails = _tails(builder)
+    edges, shared = _Edges(), set[int]()
+    heavy = [node.eqn is not None and node.eqn.primitive.name in HEAVY for node in nodes]
+    tails = sides.tails(
+        heavy, [node.kind == "hub" and node.trips > 1 for node in nodes], _readers(builder)
+    )
     for (index, port), uses in sorted(by_source.items(), key=itemgetter(0)):
         node, var = nodes[index], uses[0].var
         origin, shift = index, sources[var].shift
@@ -236,64 +237,52 @@ def _finish(builder: _Builder) -> Graph:
             origin = builder.add("hub", f"{node.name}.{port}", node.trips, var)
             late = all(tails[use.dst] for use in uses)
             tails.append(late)
-            edges.append(_edge(index, port, shift, _Use(var, origin, 0, node.trips), late))
+            edges.add(index, port, shift, _Use(var, origin, 0, node.trips), late)
             sources[var] = Source(origin, 0)
-            port = 0
+            port, shift = 0, 0
         for use in uses:
             if use.dst == origin:
                 continue  # an input handed back unchanged
             rests = nodes[use.dst].kind == "input"  # the step is over: nothing waits
             light = node.kind == "input" or rests or tails[use.dst]
-            edges.append(_edge(origin, port, sources[use.var].shift, use, light))
-    ends = np.array([(edge.src, edge.dst) for edge in edges], np.int64).reshape(-1, 2)
-    kinds: dict[object, int] = {}
-    numbers = np.array([kinds.setdefault(edge.use, len(kinds)) for edge in edges], np.int64)
-    parts = tuple(nodes), tuple(edges), sources, frozenset(shared), tuple(tails)
-    return Graph(*parts, _heads(nodes, edges), ends, numbers)
+            edges.add(origin, port, shift, use, light)
+    found = tuple(edges.edges)
+    ends = np.array([(edge.src, edge.dst) for edge in found], np.int64).reshape(-1, 2)
+    heavy += [False] * (len(nodes) - len(heavy))
+    heads = sides.heads(heavy, [node.kind == "input" for node in nodes], ends)
+    parts = tuple(nodes), found, sources, frozenset(shared), tuple(tails), heads
+    return Graph(*parts, ends, np.array(edges.uses, np.int64))
 
 
-def _edge(src: int, port: int, shift: int, use: _Use, coalesced: bool) -> Edge:
-    aval = use.var.aval
-    return Edge(
-        *(src, port, use.dst, use.slot, shape_of(aval), itemsize(aval)),
-        *(use.weight, shift, use.shift, coalesced),
-    )
-
-
-def _tails(builder: _Builder) -> list[bool]:
-    """For each node, whether only light work follows it: the optimiser's side of the step.
-
-    Collectives there are many, small, and wait for nothing, so the compiler combines them: they
-    share their latency (measured: 322 of them otherwise cost 63 of 733 ms).
-    """
-    readers: dict[int, list[int]] = defaultdict(list)
+def _readers(builder: _Builder) -> list[list[int]]:
+    """The nodes that read each, but for inputs of the next step."""
+    nodes, sources = builder.nodes, builder.sources
+    readers: list[list[int]] = [[] for _ in nodes]
     for use in builder.uses:
-        readers[builder.sources[use.var].node].append(use.dst)
-    tails = [not (node.kind == "hub" and node.trips > 1) for node in builder.nodes]
-    for node in reversed(builder.nodes):
-        heavy = node.kind == "op" and node.eqn is not None and node.eqn.primitive.name in HEAVY
-        onward = [d for d in readers[node.index] if builder.nodes[d].kind != "input"]
-        tails[node.index] &= not heavy and all(tails[d] for d in onward)
-    return tails
+        if nodes[use.dst].kind != "input":
+            readers[sources[use.var].node].append(use.dst)
+    return readers
 
 
-def _heads(nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[bool, ...]:
-    """See ``Graph.heads``. Hubs were added last, so this follows edges until nothing changes."""
-    readers: dict[int, list[int]] = defaultdict(list)
-    waiting = [0] * len(nodes)
-    for edge in edges:
-        if nodes[edge.dst].kind != "input":
-            readers[edge.src].append(edge.dst)
-            waiting[edge.dst] += 1
-    heads = [False] * len(nodes)
-    ready = [node.index for node in nodes if node.kind == "input"]
-    while ready:
-        index = ready.pop()
-        eqn = nodes[index].eqn
-        heads[index] = eqn is None or eqn.primitive.name not in HEAVY
-        if heads[index]:
-            for reader in readers[index]:
-                waiting[reader] -= 1
-                if not waiting[reader]:
-                    ready.append(reader)
-    return tuple(heads)
+@dataclass(slots=True)
+class _Edges:
+    """Edges in the making, and ``Graph.uses``."""
+
+    edges: list[Edge] = field(default_factory=list)
+    uses: list[int] = field(default_factory=list)
+    _numbers: dict[object, int] = field(default_factory=dict)
+    _known: dict[object, tuple[tuple[int, ...], int, int]] = field(default_factory=dict)
+
+    def add(self, src: int, port: int, shift: int, use: _Use, coalesced: bool) -> None:
+        var, dst, slot, weight, onward = use
+        # Few abstract values stand for many variables: what they are is looked up once each.
+        key = (port, slot, id(var.aval), shift, onward, coalesced)
+        if key in self._known:
+            shape, size, number = self._known[key]
+        else:
+            shape, size = shape_of(var.aval), itemsize(var.aval)
+            alike = (port, slot, shape, size, shift, onward, coalesced)
+            number = self._numbers.setdefault(alike, len(self._numbers))
+            self._known[key] = shape, size, number
+        self.edges.append(Edge(src, port, dst, slot, shape, size, weight, shift, onward, coalesced))
+        self.uses.append(number)
