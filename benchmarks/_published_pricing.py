@@ -71,7 +71,8 @@ def price(case: Case) -> Priced:
     if found.choice is None:
         raise Unpriced("the strategy leaves no plan")
     states = problem.states(found.choice)
-    parts = memory.on(problem).breakdown(states)
+    model = memory.on(problem)
+    parts = model.breakdown(model.stacked(states))
     state = parts.get("parameters", 0) + parts.get("optimizer state", 0)
     found_tasks = tasks(problem, states, memory.fusion, memory.attention, resharder)
     if case.linear != "bf16":

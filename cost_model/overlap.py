@@ -144,9 +144,13 @@ class _Streams:
     def _there(self, needs: Sequence[int]) -> tuple[float, float]:
         """When all that is needed is there, and its first chunks; the network runs until then."""
         whole = may = 0.0
+        done, begun = self.done, self.begun
         for need in needs:
-            whole = max(whole, self._finish(need))
-            may = max(may, self.begun[need])
+            done_s = done[need] if done[need] < math.inf else self._finish(need)
+            if done_s > whole:
+                whole = done_s
+            if begun[need] > may:
+                may = begun[need]
         return whole, may
 
     def _send(self, task: Task, needs: Sequence[int], needed: int) -> None:
@@ -170,6 +174,8 @@ class _Streams:
             self.kernels_s = max(self.kernels_s, whole)
             self._loop(task)
             self._ended(self.kernels_s)
+        elif task.load is NOTHING:
+            self._ended(whole, may)
         elif task.ahead or not self._seconds(task.load):
             self._compute(task.load)
             self._ended(whole, may)
@@ -243,9 +249,9 @@ CHUNKS = 8
 def _first_use(tasks: Sequence[Task]) -> list[int]:
     """For each task, the position of the first that needs it; past the end if none does."""
     found = [len(tasks)] * len(tasks)
-    for index, task in enumerate(tasks):
-        for need in task.needs:
-            found[need] = min(found[need], index)
+    for index in range(len(tasks) - 1, -1, -1):
+        for need in tasks[index].needs:
+            found[need] = index
     return found
 
 

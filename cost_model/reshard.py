@@ -82,6 +82,10 @@ class Resharder:
     def _tables(self) -> Tables:
         return Tables(self.mesh, self.links, self.coalesce_bytes)
 
+    @functools.cached_property
+    def _paths(self) -> dict[object, tuple[Collective, ...]]:
+        return {}
+
     def matrix(
         self,
         shape: Sequence[int],
@@ -117,6 +121,14 @@ class Resharder:
         Raises:
           InfeasibleError: there is no way.
         """
+        asked = (tuple(shape), itemsize, src, dst, coalesced)
+        if asked not in self._paths:
+            self._paths[asked] = () if src == dst else self._cheapest(*asked)
+        return self._paths[asked]
+
+    def _cheapest(
+        self, shape: tuple[int, ...], itemsize: int, src: Layout, dst: Layout, coalesced: bool
+    ) -> tuple[Collective, ...]:
         table = self._tables.of(shape, itemsize, (src, dst), coalesced)
         if not np.isfinite(table.between((src,), (dst,))).all():
             raise InfeasibleError(

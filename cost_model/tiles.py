@@ -24,13 +24,15 @@ def convolved(bodies: Iterable[Jaxpr]) -> Mapping[Var, Minor]:
     """The minor dimensions of what convolutions read and make, and of all that has their shape."""
     found: dict[Var, Minor] = {}
     for body in bodies:
-        for eqn in body.eqns:
-            if eqn.primitive.name == "conv_general_dilated":
-                numbers = eqn.params["dimension_numbers"]
-                specs = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
-                for atom, spec in zip((*eqn.invars, *eqn.outvars), specs, strict=True):
-                    if isinstance(atom, Var):
-                        found[atom] = (spec[0], spec[1])
+        convolutions = [e for e in body.eqns if e.primitive.name == "conv_general_dilated"]
+        for eqn in convolutions:
+            numbers = eqn.params["dimension_numbers"]
+            specs = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+            for atom, spec in zip((*eqn.invars, *eqn.outvars), specs, strict=True):
+                if isinstance(atom, Var):
+                    found[atom] = (spec[0], spec[1])
+        if not convolutions:
+            continue
         for eqn in (*reversed(body.eqns), *body.eqns):
             _spread(eqn, found)
         for var in body.invars:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
@@ -186,13 +186,18 @@ def source_name(eqn: JaxprEqn) -> str:
 
     Values of the backward pass end in ``(grad)``. Inside a loop the name is relative to the loop.
     """
+    modules, suffix = _modules(str(eqn.source_info.name_stack))
+    return "/".join((*modules, eqn.primitive.name)) + suffix
+
+
+@lru_cache(maxsize=4096)
+def _modules(stack: str) -> tuple[tuple[str, ...], str]:
+    """The modules of a name stack, and what marks its values as those of the backward pass."""
     names: list[str] = []
-    stack = str(eqn.source_info.name_stack)
     for part in re.split(r"[/()]", stack):
         if part and part not in _TRANSFORMS and part != (names[-1] if names else None):
             names.append(part)
-    suffix = " (grad)" if "transpose(" in stack else ""
-    return "/".join((*names, eqn.primitive.name)) + suffix
+    return tuple(names), " (grad)" if "transpose(" in stack else ""
 
 
 _TRANSFORMS = frozenset(

@@ -93,6 +93,7 @@ class MeshMemory:
     paths: Mapping[Var, str]
     tiles: Mapping[Var, Minor]
     _tables: dict[object, IntArray] = field(default_factory=dict)
+    _sizes: dict[object, int] = field(default_factory=dict)
 
     def peak(self, states: Sequence[State], pieces: bool = True) -> tuple[int, int]:
         """``(instant, bytes)`` at which a choice holds the most; ``pieces``: see ``Streamed``."""
@@ -122,15 +123,18 @@ class MeshMemory:
             total += size if start <= instant <= end else 0.0
         return int(total)
 
-    def breakdown(self, states: Sequence[State]) -> dict[str, int]:
+    def stacked(self, states: Sequence[State]) -> Mapping[str, Bytes]:
+        """Bytes at every instant, by category: what ``breakdown`` and ``curve`` tell of."""
+        extras = list(self._extras(states))
+        return self.timeline.stacked(self._bytes_of(states), extras, self.vmem_bytes)
+
+    def breakdown(self, parts: Mapping[str, Bytes]) -> dict[str, int]:
         """Bytes by category at the peak."""
-        parts = self._stacked(states)
         instant = int(np.argmax(sum(parts.values())))
         return {name: int(held[instant]) for name, held in parts.items() if held[instant]}
 
-    def curve(self, states: Sequence[State]) -> MemoryCurve:
+    def curve(self, parts: Mapping[str, Bytes]) -> MemoryCurve:
         """Bytes by category over the step; of every stretch of it, at its fullest instant."""
-        parts = self._stacked(states)
         total = np.sum(list(parts.values()), axis=0)
         stretches = np.array_split(np.arange(len(total)), min(len(total), SAMPLES))
         chosen = [int(stretch[np.argmax(total[stretch])]) for stretch in stretches]
@@ -138,10 +142,6 @@ class MeshMemory:
         kernels = self.timeline.kernels
         fullest = source_name(kernels[int(np.argmax(total))]) if kernels else ""
         return MemoryCurve(tuple(chosen), held, fullest)
-
-    def _stacked(self, states: Sequence[State]) -> dict[str, Bytes]:
-        extras = list(self._extras(states))
-        return self.timeline.stacked(self._bytes_of(states), extras, self.vmem_bytes)
 
     def heaviest(self, states: Sequence[State]) -> str:
         """The largest values at the peak, by name and size."""
@@ -181,10 +181,11 @@ class MeshMemory:
 
     def _bytes_of(self, states: Sequence[State]) -> dict[Var, int]:
         found: dict[Var, int] = {}
+        sources = self.problem.graph.sources
         for buffer in self.timeline.buffers:
-            source = self.problem.graph.sources[buffer.var]
-            layout = shifted(_resting(self.problem, source.node, states, source.port), source.shift)
-            found[buffer.var] = self._local_bytes(buffer.var, layout)
+            node, port, shift = sources[buffer.var]
+            layout = _resting(self.problem, node, states, port)
+            found[buffer.var] = self._local_bytes(buffer.var, shifted(layout, shift))
         return found
 
     def _extras(self, states: Sequence[State], pieces: bool = True) -> Iterable[Extra]:
@@ -280,8 +281,12 @@ class MeshMemory:
         return np.where(same, 0, np.array(sizes, np.int64))
 
     def _local_bytes(self, var: Var, layout: Layout) -> int:
-        local = local_shape(shape_of(var.aval), layout, self.problem.mesh)
-        return tiled_elements(local, self.tiles.get(var)) * itemsize(var.aval)
+        minor = self.tiles.get(var)
+        key = (id(var.aval), layout, minor)  # few abstract values stand for many variables
+        if key not in self._sizes:
+            local = local_shape(shape_of(var.aval), layout, self.problem.mesh)
+            self._sizes[key] = tiled_elements(local, minor) * itemsize(var.aval)
+        return self._sizes[key]
 
 
 def heaviest(

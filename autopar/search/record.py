@@ -128,6 +128,7 @@ def prediction(
         exposed = min(comm, max(0.0, time.step_s - time.compute_s))
     compute = max(0.0, problem.network.cost(choice) * TICK_S - comm)
     model = memory.on(problem)
+    held = model.stacked(states)
     return Prediction(
         step_s=compute + exposed,
         compute_s=compute,
@@ -136,9 +137,9 @@ def prediction(
         peak_bytes=peak_bytes,
         exact_peak_bytes=model.peak(states, pieces=False)[1],
         host_bytes=0,
-        memory=model.breakdown(states),
+        memory=model.breakdown(held),
         collectives=moved,
-        curve=model.curve(states),
+        curve=model.curve(held),
     )
 
 

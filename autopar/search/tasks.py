@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from autopar.core.layout import Layout, local_shapes, shifted
 from autopar.cost_model import FusionBorders, Resharder, work
@@ -33,7 +33,7 @@ class _Item:
 
     order: Order
     task: Task
-    needs: list[object] = field(default_factory=list[object])
+    needs: list[object]
 
 
 def tasks(
@@ -68,20 +68,18 @@ class _Builder:
         self.moved: dict[int, tuple[Move, ...]] = {}
 
     def build(self) -> tuple[Task, ...]:
-        places = zip(self.graph.nodes, self.loops.home, self.problem.variables, strict=True)
-        for node, home, variable in places:
-            key = (variable, self.graph.heads[node.index])
-            task = self.own.get(key)
+        heads, own = self.graph.heads, self.own
+        places = zip(self.graph.nodes, self.loops.home, self.problem.variables, heads, strict=True)
+        for node, home, variable, head in places:
+            task = own.get((variable, head))
             if task is None:
-                task = self.own[key] = self._own_task(node)
+                task = own[variable, head] = self._own_task(node)
             order = (node.index, 0) if node.kind == "op" else BEFORE
-            self.items[home][node.index] = _Item(order, task)
+            self.items[home][node.index] = _Item(order, task, [])
         for name, order in self.loops.first.items():
             if name:
-                self.items[self.loops.parent(name)][name] = _Item((order, 0), Task())
-        groups = self.problem.groups.tolist()
-        for index, (edge, group) in enumerate(zip(self.graph.edges, groups, strict=True)):
-            self._connect(index, edge, group)
+                self.items[self.loops.parent(name)][name] = _Item((order, 0), Task(), [])
+        self._connect()
         return self._ordered("")
 
     def _own_task(self, node: Node) -> Task:
@@ -120,25 +118,32 @@ class _Builder:
             if one.bytes and one.kind != "mask"
         )  # fmt: skip
 
-    def _connect(self, index: int, edge: Edge, group: int) -> None:
-        """Makes the reader of an edge need its maker, through the layout change if there is one."""
-        node = self.graph.nodes[edge.dst]
-        place, maker, reader = self.loops.meet(edge.src, edge.dst)
-        items = self.items[place]
-        moves = self.moved.get(group)
-        if moves is None:
-            moves = self.moved[group] = self._edge_moves(edge)
-        if moves:
-            order = items[maker].order
-            items["edge", index] = _Item((order[0], order[1] + 1), Task(moves=moves), [maker])
-            maker = ("edge", index)
-        if node.kind == "input" or (place and node.name.startswith(f"{place}.in")):
-            return  # the next step, or the next trip of the loop
-        item = items[reader]
-        item.needs.append(maker)
-        if node.kind != "op" and reader == edge.dst:
-            after = items[maker].order
-            item.order = max(item.order, (after[0], after[1] + 1))
+    def _connect(self) -> None:
+        """Makes the reader of every edge need its maker, or the layout change between them."""
+        nodes, home, moved = self.graph.nodes, self.loops.home, self.moved
+        groups = self.problem.groups.tolist()
+        for index, (edge, group) in enumerate(zip(self.graph.edges, groups, strict=True)):
+            src, dst = edge.src, edge.dst
+            place, maker, reader = home[dst], src, dst
+            if place != home[src]:
+                place, maker, reader = self.loops.meet(src, dst)
+            items = self.items[place]
+            moves = moved.get(group)
+            if moves is None:
+                moves = moved[group] = self._edge_moves(edge)
+            if moves:
+                order = items[maker].order
+                change = ("edge", index)
+                items[change] = _Item((order[0], order[1] + 1), Task(moves=moves), [maker])
+                maker = change
+            node = nodes[dst]
+            if node.kind == "input" or (place and node.name.startswith(f"{place}.in")):
+                continue  # the next step, or the next trip of the loop
+            item = items[reader]
+            item.needs.append(maker)
+            if node.kind != "op" and reader == dst:
+                after = items[maker].order
+                item.order = max(item.order, (after[0], after[1] + 1))
 
     def _edge_moves(self, edge: Edge) -> tuple[Move, ...]:
         left = shifted(self.states[edge.src].results[edge.port], edge.src_shift)
@@ -152,7 +157,7 @@ class _Builder:
         found: list[Task] = []
         for index, key in enumerate(keys):
             item = items[key]
-            load, moves, _, ahead, *_ = item.task
+            task = item.task
             places = [position[need] for need in item.needs]
             needs = tuple([place for place in places if place < index])
             if isinstance(key, str):
@@ -160,7 +165,7 @@ class _Builder:
                     Task(needs=needs, body=self._ordered(key), trips=self.loops.trips(key))
                 )
             else:
-                found.append(Task(load, moves, needs, ahead))
+                found.append(Task(task.load, task.moves, needs, task.ahead) if needs else task)
         return tuple(found)
 
 
