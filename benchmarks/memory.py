@@ -1,13 +1,15 @@
 """Memory and time of plans that recompute, beside what is written by hand, judged by the compiler.
 
-    python benchmarks/memory.py [--only TEXT] [--budgets 100,80,60,40,30,20] [--json FILE]
+    python benchmarks/memory.py [--only TEXT] [--budgets 100,80,60,40,30,20] [--early] [--json FILE]
 
 Every row is one program, compiled ahead of time for one TPU v5e with libtpu (no TPU is needed): its
 peak memory, and the compiler's own estimate of its cycles. Written by hand: as it is; ``nn.remat``
 of every block, where the model has blocks; and JAX's policies over the whole model. Planned: for
 budgets in percent of the peak of the program as it is (of the chip's memory, if it does not fit).
-A plan whose program is compiled to more than its budget is made again for as much less. Rows in the
-file are not done again; it may be stopped at any time. A compilation takes minutes.
+A plan whose program is compiled to more than its budget is made again for as much less, as
+``confirm=`` does. Rows in the file are not done again; it may be stopped at any time. A compilation
+takes minutes; with ``--early`` tens of seconds: it is stopped once memory is assigned, so there are
+no cycles.
 """
 
 from __future__ import annotations
@@ -17,16 +19,20 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 from _common import require_tpu_compiler, write_json
+from _early import early_peak
 from rich.console import Console
 from rich.table import Table
 
 from autopar.core.errors import InfeasibleError
 from autopar.core.mesh import MeshSpec
+from autopar.core.plan import Plan
+from autopar.core.plan_json import from_json, to_json
 from autopar.cost_model import Cluster, format_bytes
 from autopar.models import preset
 from autopar.models.training import make_train_step
@@ -35,6 +41,7 @@ from autopar.passes.trace import Step, trace
 from autopar.runtime import PlannedStep
 from autopar.search.options import Options
 from autopar.search.programs import search
+from autopar.verification.confirm import compiled_peak, confirmed, peak_bytes
 from autopar.verification.hlo import read_program
 from autopar.verification.topology import compiler_environment, topology_devices
 
@@ -68,13 +75,7 @@ POLICIES: Mapping[str, Callable[..., Any] | None] = {
     "dots saveable": jax.checkpoint_policies.dots_saveable,
     "dots without batch dims saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-ATTEMPTS = 3
-"""Plans made for one budget, until one is compiled to no more."""
-
 CHIP = Cluster.preset("tpu-v5e", (1, 1))
-BOARD = Cluster.preset("tpu-v5e", (2, 2))
-"""The smallest slice that the compiler knows; one of its chips is used."""
-
 AMPLE = 2**45
 
 
@@ -84,8 +85,11 @@ class Row:
 
     Attributes:
       budget_bytes: of a plan; 0 without.
-      peak_bytes, cycles: as compiled. predicted_bytes, predicted_s: the plan's.
-      recomputed: values that the plan recomputes.
+      peak_bytes, cycles: as compiled; no cycles if memory was read early. predicted_bytes,
+        predicted_s: the plan's.
+      recomputed: values that the plan recomputes. host_bytes, link_s: what it keeps on the host,
+        and the time that this takes, which cycles leave out.
+      first_bytes: what the first plan for the budget was compiled to.
     """
 
     case: str
@@ -96,6 +100,9 @@ class Row:
     predicted_bytes: int = 0
     predicted_s: float = 0.0
     recomputed: int = 0
+    host_bytes: int = 0
+    link_s: float = 0.0
+    first_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,64 +127,103 @@ def traced(workload: Workload, policy: Callable[..., Any] | None = None) -> Step
     return trace(step, workload.abstract_state(), workload.abstract_batch())
 
 
-def compiled(step: Step, budget: int, remat: str) -> Row:
-    """Plans a step for one device and compiles what comes of it."""
-    options = Options(mesh=MeshSpec.of(1), memory_bytes=budget, remat=remat)
-    plan = search(step, CHIP, options)
-    bound = PlannedStep(step, plan, topology_devices(BOARD)[:1])
-    args = step.in_tree.unflatten(step.in_avals)
-    with compiler_environment():
-        program = bound.call.lower(*args).compile()
-    memory: Any = program.memory_analysis()
-    return Row(
-        case="",
-        variant="",
-        budget_bytes=0,
-        peak_bytes=memory.peak_memory_in_bytes,
-        cycles=read_program(program.as_text(), plan.mesh).cycles or 0,
-        predicted_bytes=plan.predicted.peak_bytes,
-        predicted_s=plan.predicted.step_s,
-        recomputed=sum(one.count for one in plan.recomputed),
-    )
-
-
-def by_hand(case: Case, variant: str) -> Row | None:
-    """The row of a hand-written variant; ``None`` if the model does not offer it, or the compiler
-    refuses it.
-    """
+def step_of(case: Case, variant: str) -> Step | None:
+    """The training step of a variant; ``None`` if the model does not offer it."""
     overrides = dict(case.overrides)
     if variant == "remat blocks":
         if "remat" not in {f.name for f in dataclasses.fields(preset(case.model).config)}:
             return None
         overrides["remat"] = True
-    step = traced(preset(case.model, **overrides), POLICIES[variant])
+    return traced(preset(case.model, **overrides), POLICIES.get(variant))
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """Compiles plans for one variant of a case. ``early``: until memory is assigned."""
+
+    case: Case
+    variant: str
+    step: Step
+    early: bool
+
+    def measured(self, plan: Plan) -> tuple[int, int]:
+        """Peak in bytes and cycles, of which there are none early."""
+        if self.early:
+            return early_peak(partial(_peak, self.case, self.variant, to_json(plan))), 0
+        bound = PlannedStep(self.step, plan, topology_devices(CHIP))
+        args = self.step.in_tree.unflatten(self.step.in_avals)
+        with compiler_environment():
+            program = bound.call.lower(*args).compile()
+        peak = peak_bytes(program.memory_analysis(), True, plan)
+        return peak, read_program(program.as_text(), plan.mesh).cycles or 0
+
+    def row(self, plan: Plan, measured: tuple[int, int]) -> Row:
+        """The row of a plan."""
+        return Row(
+            *(self.case.name, self.variant, 0, *measured),
+            predicted_bytes=plan.predicted.peak_bytes,
+            predicted_s=plan.predicted.step_s,
+            recomputed=sum(one.count for one in plan.recomputed),
+            host_bytes=plan.predicted.host_bytes,
+            link_s=sum(one.seconds for one in plan.offloaded),
+        )
+
+
+def _peak(case: Case, variant: str, plan: str) -> int:
+    """What the compiler gives a plan, in a process of its own."""
+    step = step_of(case, variant)
+    assert step is not None
+    return compiled_peak(step, from_json(plan), "jit")
+
+
+def by_hand(case: Case, variant: str, early: bool) -> Row | None:
+    """The row of a hand-written variant; ``None`` if the model does not offer it, or the compiler
+    refuses it.
+    """
+    step = step_of(case, variant)
+    if step is None:
+        return None
+    options = Options(mesh=MeshSpec.of(1), memory_bytes=AMPLE, remat="none", offload="none")
+    compiler, plan = Compiler(case, variant, step, early), search(step, CHIP, options)
     try:
-        row = compiled(step, AMPLE, "none")
+        return compiler.row(plan, compiler.measured(plan))
     except jax.errors.JaxRuntimeError as error:  # more than the chip has
         Console(stderr=True).print(f"{case.name}, {variant}: {str(error)[:200]}")
         return None
-    return dataclasses.replace(row, case=case.name, variant=variant)
 
 
-def planned(case: Case, budget: int, variant: str) -> Row:
+def planned(case: Case, budget: int, variant: str, early: bool) -> Row:
     """The row of a plan within ``budget`` as compiled.
 
     Raises:
       InfeasibleError: there is none.
     """
-    step = traced(preset(case.model, **case.overrides))
-    row, attempts = compiled(step, budget, "auto"), 1
-    while row.peak_bytes > budget and attempts < ATTEMPTS:
-        asked = int(row.predicted_bytes * budget / row.peak_bytes * 0.99)
-        row, attempts = compiled(step, asked, "auto"), attempts + 1
-    return dataclasses.replace(row, case=case.name, variant=variant, budget_bytes=budget)
+    step = step_of(case, variant)
+    assert step is not None
+    compiler, found = Compiler(case, variant, step, early), list[tuple[int, int]]()
+
+    def peak_of(plan: Plan) -> int:
+        found.append(compiler.measured(plan))
+        return found[-1][0]
+
+    say = Console(stderr=True).print
+    options = Options(
+        mesh=MeshSpec.of(1),
+        memory_bytes=budget,
+        progress=lambda text: say(text) if "compiled" in text else None,
+    )
+    plan = confirmed(CHIP, options, lambda given: search(step, CHIP, given), peak_of)
+    row = compiler.row(plan, found[-1])
+    return dataclasses.replace(row, budget_bytes=budget, first_bytes=found[0][0])
 
 
-def rows(case: Case, shares: list[int], known: dict[tuple[str, str], Row]) -> Iterator[Row]:
+def rows(
+    case: Case, shares: list[int], known: dict[tuple[str, str], Row], early: bool
+) -> Iterator[Row]:
     """The rows of a case that are not known yet."""
     for variant in POLICIES:
         if (case.name, variant) not in known:
-            row = by_hand(case, variant)
+            row = by_hand(case, variant, early)
             if row is not None:
                 known[case.name, variant] = row
                 yield row
@@ -189,7 +235,7 @@ def rows(case: Case, shares: list[int], known: dict[tuple[str, str], Row]) -> It
         if (case.name, variant) in known:
             continue
         try:
-            yield planned(case, whole * share // 100, variant)
+            yield planned(case, whole * share // 100, variant, early)
         except InfeasibleError as error:
             Console(stderr=True).print(f"{case.name}, {variant}: {error}")
 
@@ -199,13 +245,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="the cases whose name has this in it")
     parser.add_argument("--budgets", default="100,80,60,40,30,20", help="percent")
+    parser.add_argument("--early", action="store_true", help="no cycles, but soon")
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks/memory.json"))
     options = parser.parse_args()
     require_tpu_compiler()
     found = _read(options.json)
     shares = [int(share) for share in options.budgets.split(",")] if options.budgets else []
     for case in (case for case in CASES if options.only in case.name):
-        for row in rows(case, shares, {(r.case, r.variant): r for r in found}):
+        for row in rows(case, shares, {(r.case, r.variant): r for r in found}, options.early):
             found.append(row)
             write_json(options.json, [asdict(r) for r in found])
     Console(width=120).print(_table(found))
@@ -216,13 +263,16 @@ def _read(path: Path) -> list[Row]:
 
 
 def _table(found: list[Row]) -> Table:
-    table = Table("step", "variant", "budget", "peak", "predicted", "Mcycles", "recomputed")
+    table = Table("step", "variant", "budget", "first", "peak", "predicted")
+    for name in ("Mcycles", "recomputed", "link"):
+        table.add_column(name)
     for row in sorted(found, key=lambda row: row.case):
         budget = format_bytes(row.budget_bytes) if row.budget_bytes else ""
-        predicted = format_bytes(row.predicted_bytes)
+        first = format_bytes(row.first_bytes) if row.first_bytes else ""
         table.add_row(
-            *(row.case, row.variant, budget, format_bytes(row.peak_bytes), predicted),
-            *(f"{row.cycles / 1e6:.1f}", str(row.recomputed)),
+            *(row.case, row.variant, budget, first),
+            *map(format_bytes, (row.peak_bytes, row.predicted_bytes)),
+            *(f"{row.cycles / 1e6:.1f}", str(row.recomputed), f"{row.link_s * 1e3:.0f} ms"),
         )
     return table
 
