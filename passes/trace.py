@@ -22,7 +22,7 @@ from autopar.core import compat
 from autopar.core.compat import PyTreeDef
 from autopar.core.errors import AutoparError, OptionError, PlanError, TraceError
 from autopar.passes.fingerprint import Signatures, aval_text, fingerprint, function_name
-from autopar.passes.offload import Update, shares, updates
+from autopar.passes.offload import Update, shares, stacks, updates
 from autopar.passes.refine import refine
 from autopar.passes.remat import rematerialise
 from autopar.passes.simplify import simplify
@@ -85,13 +85,19 @@ class Step:
         return (self,) if refined is self.jaxpr else (self, replace(self, jaxpr=refined))
 
     @cached_property
+    def stacks(self) -> Mapping[str, Var]:
+        """What loops leave for the backward pass and may rest on the host, by name."""
+        return stacks(self.jaxpr.jaxpr)
+
+    @cached_property
     def updates(self) -> tuple[Update, ...]:
         """The elementwise work that makes the next state of this one (see ``offload``)."""
         return updates(self.jaxpr, self.donated, self.ties)
 
-    def shares(self, away: Collection[int]) -> Mapping[Var, float]:
-        """What a device holds of values that these inputs put on the host (see ``offload``)."""
-        return shares(self.jaxpr.jaxpr, self.updates, away) if away else {}
+    def shares(self, away: Collection[int], stacks: Collection[str] = ()) -> Mapping[Var, float]:
+        """What a device holds of values that these put on the host (see ``offload``)."""
+        found = [self.stacks[name] for name in stacks]
+        return shares(self.jaxpr.jaxpr, self.updates, away, found) if away or stacks else {}
 
     def rematerialised(self, recompute: Sequence[str]) -> Step:
         """The step that recomputes these equations in its backward pass (see ``remat``)."""

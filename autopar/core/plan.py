@@ -115,17 +115,20 @@ class MemoryCurve:
 
 @dataclass(frozen=True, slots=True)
 class Offloaded:
-    """An input of the step that rests in host memory, and is updated there piece by piece.
+    """An input of the step that rests in host memory, and is updated there piece by piece; or a
+    stack of values that a forward loop copies there, trip by trip, and a backward loop fetches.
 
     Attributes:
-      value: its path.
+      value: the input's path; of a stack, what is stacked, in the user's program.
       bytes: of its part, per device.
-      seconds: of fetching the part and writing it back, each step.
+      seconds: of its crossings of the link, each step, but those that a loop's work hides.
+      stack: of a stack: the equation that makes it and which result it is, ``12.3``; else empty.
     """
 
     value: str
     bytes: int
     seconds: float
+    stack: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +204,8 @@ class Plan:
       recomputed: what these are in the user's program, what they save and cost.
       compiled_bytes: peak memory a device by the compiler, where it was asked; else 0.
       unlimited: what the best plan without a limit would hold, where this one was made to fit.
-      offloaded: the inputs that rest in host memory, as do the outputs that they become.
+      offloaded: the inputs that rest in host memory, as do the outputs that they become; and what
+        loops stack there.
     """
 
     step: str

@@ -137,7 +137,8 @@ def from_json(text: str, where: str = "") -> Plan:
     table = [_strategy_from(entry, mesh) for entry in root.child("strategy_table").elements()]
     offloaded = tuple(_record_from(Offloaded, one) for one in root.child("offloaded").elements())
     inputs = tuple(_value_from(v, mesh) for v in root.child("inputs").elements())
-    if not {one.value for one in offloaded} <= {value.path for value in inputs}:
+    paths = {value.path for value in inputs}
+    if not {one.value for one in offloaded if not one.stack} <= paths:
         raise root.child("offloaded").wrong("paths of inputs")
     return Plan(
         step=root.child("step").text(),

@@ -150,7 +150,7 @@ def _described(values: Any) -> dict[str, str]:
 
 def _shardings(step: Step, plan: Plan, mesh: Mesh) -> tuple[Any, Any]:
     """Of the arguments and of the results, in their structures; state on the host stays there."""
-    away = {one.value for one in plan.offloaded}
+    away = {one.value for one in plan.offloaded if not one.stack}
     inputs = [_sharding(v, mesh, plan, v.path in away) for v in plan.inputs]
     kept = {out for out, source in step.ties if plan.inputs[source].path in away}
     outputs = [_sharding(v, mesh, plan, out in kept) for out, v in enumerate(plan.outputs)]

@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from jax.extend.core import Var
@@ -42,7 +43,11 @@ SHOWN = 3
 
 
 class MemoryModel:
-    """What does not depend on the mesh: fusion, liveness, and the roles of the inputs."""
+    """What does not depend on the mesh: fusion, liveness, and the roles of the inputs.
+
+    Args:
+      away: what a device holds of values that are on the host.
+    """
 
     def __init__(
         self,
@@ -50,7 +55,7 @@ class MemoryModel:
         graph: Graph,
         roles: Sequence[str],
         chip: Chip,
-        away: frozenset[int] = frozenset(),
+        away: Mapping[Var, float] = MappingProxyType({}),
     ) -> None:
         self.roles = tuple(roles)
         self.fusion = fusion_borders(step.jaxpr.jaxpr, step.signatures)
@@ -65,7 +70,7 @@ class MemoryModel:
             borders=self.fusion,
             bf16_dots=chip.bf16_dots,
         )
-        shares = {**dict.fromkeys(self.attention.scores, 0.0), **step.shares(away)}
+        shares = {**dict.fromkeys(self.attention.scores, 0.0), **away}
         self.timeline: Timeline = timeline.scaled(shares)
         top = step.jaxpr.jaxpr
         self.vmem_bytes = chip.vmem_bytes

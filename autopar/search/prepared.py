@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from jax.extend.core import Var
 
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster, Resharder
@@ -26,6 +29,21 @@ ALIKE_ABOVE = 400
 
 
 @dataclass(frozen=True, slots=True)
+class Away:
+    """What is on the host: flat inputs, and stacks of loops by name."""
+
+    inputs: frozenset[int] = frozenset()
+    stacks: tuple[str, ...] = ()
+
+    def shares(self, step: Step) -> Mapping[Var, float]:
+        """What a device holds of values all the same."""
+        return step.shares(self.inputs, self.stacks)
+
+
+NOTHING = Away()
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """The graph of a step, its memory, and per mesh the network and what was found without limits.
 
@@ -39,18 +57,18 @@ class Prepared:
     graph: Graph
     ops: tuple[Operation | None, ...]
     memory: MemoryModel
+    away: Away = NOTHING
     free: dict[MeshSpec, Solution] = field(default_factory=dict[MeshSpec, Solution])
     _problems: dict[MeshSpec, Problem] = field(default_factory=dict[MeshSpec, Problem])
 
     @classmethod
-    def of(
-        cls, step: Step, cluster: Cluster, options: Options, away: frozenset[int] = frozenset()
-    ) -> Prepared:
-        """Does what does not depend on the mesh. ``away``: the flat inputs that are on the host."""
+    def of(cls, step: Step, cluster: Cluster, options: Options, away: Away = NOTHING) -> Prepared:
+        """Does what does not depend on the mesh. ``away``: what is on the host."""
         options.progress("building the flow graph")
         graph = build_graph(step)
-        memory = MemoryModel(step, graph, roles(step, graph), cluster.chip, away)
-        return cls(step, cluster, options, graph, operations(graph, step.signatures), memory)
+        memory = MemoryModel(step, graph, roles(step, graph), cluster.chip, away.shares(step))
+        ops = operations(graph, step.signatures)
+        return cls(step, cluster, options, graph, ops, memory, away)
 
     @property
     def alike(self) -> bool:

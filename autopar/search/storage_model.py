@@ -13,7 +13,7 @@ from autopar.core.plan import Plan
 from autopar.cost_model import Timeline, liveness
 from autopar.search.plan_prices import PlanPrices
 from autopar.search.prepared import Prepared
-from autopar.search.storage_choice import Profile
+from autopar.search.storage_program import Profile
 from autopar.search.storage_values import Body, Value, storage_values
 
 
@@ -23,6 +23,7 @@ class StorageModel:
 
     Attributes:
       base: bytes at each instant that no choice changes. peak: of the program as it is written.
+      windows: seconds that each forward loop takes, by body.
       timeline, fixed, vmem_bytes: what ``base`` is made of: bytes of all that is no choice.
     """
 
@@ -30,6 +31,7 @@ class StorageModel:
     bodies: tuple[Body, ...]
     base: Profile
     peak: float
+    windows: Mapping[str, float]
     timeline: Timeline
     fixed: Mapping[Var, int]
     vmem_bytes: int
@@ -50,7 +52,8 @@ class StorageModel:
         peak = float(np.max(timeline.profile(sizes, vmem_bytes=chip.vmem_bytes)))
         chosen = {var for one in (*values, *bodies) for var in one.buffers}
         rest = {var: 0 if var in chosen else size for var, size in sizes.items()}
-        whole = cls(values, bodies, np.zeros(0), peak, timeline, rest, chip.vmem_bytes)
+        windows = {body.name: body.trips * _seconds(body, prices) for body in bodies if body.span}
+        whole = cls(values, bodies, np.zeros(0), peak, windows, timeline, rest, chip.vmem_bytes)
         return whole.lighter({})
 
     def lighter(self, shares: Mapping[Var, float]) -> StorageModel:
@@ -64,6 +67,12 @@ class StorageModel:
     def unseen(self, plan: Plan) -> float:
         """Bytes of the plan's peak that this model leaves out: copies of values being re-laid."""
         return max(0.0, plan.predicted.peak_bytes - self.peak)
+
+
+def _seconds(body: Body, prices: PlanPrices) -> float:
+    """Of a trip."""
+    eqns = body.eqns.items()
+    return sum(prices.seconds(body.named(place), eqn, body.borders) for place, eqn in eqns)
 
 
 def timeline_of(prepared: Prepared, plan: Plan) -> Timeline:

@@ -118,26 +118,28 @@ def amounts(parts: Sequence[Movable]) -> Iterator[tuple[Movable, ...]]:
             wanted = sum(one.bytes for one in kept) * AMOUNTS // total + 1
 
 
-def with_host(step: Step, plan: Plan, chip: Chip, away: Sequence[Movable]) -> Plan | None:
-    """The plan with these inputs on the host; ``None`` if one is laid out so that it cannot be.
+def with_host(
+    step: Step, plan: Plan, chip: Chip, away: Sequence[Movable], stacks: tuple[Offloaded, ...]
+) -> Plan | None:
+    """The plan with these inputs on the host, and these stacks of loops; ``None`` if an input is
+    laid out so that it cannot be.
 
     ``step`` is the program that the plan is for.
     """
-    if not away:
+    if not away and not stacks:
         return plan
     here = {one.position: one for one in movable(step, plan, chip)}
     if not all(part.position in here for part in away):
         return None
     parts = [here[part.position] for part in away]
-    seconds = sum(part.seconds for part in parts)
-    offloaded = tuple(
-        Offloaded(step.in_paths[part.position], part.bytes, part.seconds)
-        for part in sorted(parts, key=lambda part: part.position)
-    )
+    parts.sort(key=lambda part: part.position)
+    inputs = (Offloaded(step.in_paths[p.position], p.bytes, p.seconds) for p in parts)
+    offloaded = (*inputs, *stacks)
+    seconds = sum(one.seconds for one in offloaded)
     predicted = dataclasses.replace(
         plan.predicted,
         step_s=plan.predicted.step_s + seconds,
-        host_bytes=sum(part.bytes for part in parts),
+        host_bytes=sum(one.bytes for one in offloaded),
     )
     solver = dataclasses.replace(plan.solver, objective_s=plan.solver.objective_s + seconds)
     return dataclasses.replace(plan, offloaded=offloaded, predicted=predicted, solver=solver)

@@ -45,10 +45,12 @@ def lower_exact(step: Step, plan: Plan, mesh: Mesh) -> Callable[..., list[Any]]:
 
     products = transposed_products(jaxpr)
     host = on_host(step, plan)
-    if host.weights:
+    if host.stacks or host.weights:
+        weights = (step.in_paths[i] for i in host.weights)
+        what = min((*weights, *(one.value for one in plan.offloaded if one.stack)))
         raise PlanError(
-            f"{step.in_paths[min(host.weights)]} rests on the host, and loops fetch it, which "
-            "backend='shard_map' does not offer; use backend='jit', or plan with offload='none'"
+            f"{what} rests on the host, and loops fetch it, which backend='shard_map' does not "
+            "offer; use backend='jit', or plan with offload='none'"
         )
 
     def local(*args: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class OnHost:
 
     Attributes:
       inputs: the flat inputs there. weights: those among them that loops go over.
-      stacks: gradients that are stacked there, as their weights are there.
+      stacks: gradients that are stacked there, as their weights are there, and values of loops.
       updates: by the position of their last equation. members: positions of all of theirs.
     """
 
@@ -54,7 +54,7 @@ def on_host(step: Step, plan: Plan) -> OnHost:
     Raises:
       PlanError: something that this step, so laid out, cannot update piece by piece.
     """
-    wanted = {one.value for one in plan.offloaded}
+    wanted = {one.value for one in plan.offloaded if not one.stack}
     inputs = frozenset(i for i, path in enumerate(step.in_paths) if path in wanted)
     found = [update for update in step.updates if not inputs.isdisjoint(update.movable)]
     updated = frozenset(i for update in found for i in update.movable)
@@ -68,8 +68,20 @@ def on_host(step: Step, plan: Plan) -> OnHost:
     members = frozenset(position for update in found for position in update.members)
     scanned = [update for update in found if not inputs.isdisjoint(update.scanned)]
     weights = inputs.intersection(i for update in scanned for i in update.scanned)
-    stacks = frozenset(var for update in scanned for var in update.stacks)
+    gradients = (var for update in scanned for var in update.stacks)
+    stacks = frozenset((*gradients, *_stacks(step, plan)))
     return OnHost(inputs, weights, stacks, updates, members)
+
+
+def _stacks(step: Step, plan: Plan) -> Iterator[Var]:
+    for one in plan.offloaded:
+        if one.stack and one.stack not in step.stacks:
+            raise PlanError(
+                f"{one.value} ({one.stack}) cannot be kept on the host: it is nothing that a loop "
+                "stacks and loops alone go over; plan this step again"
+            )
+        if one.stack:
+            yield step.stacks[one.stack]
 
 
 def _streamed(update: Update, inputs: frozenset[int], plan: Plan) -> Streamed:

@@ -142,7 +142,7 @@ class _Finder:
     def _only_scanned(self, var: Var, members: set[int]) -> bool:
         """Whether others than ``members`` go over it by loops of the step, and nothing else."""
         others = [self.eqns[p] for p in self.users[var] if p not in members]
-        return var not in self.outputs and all(var in _scanned(eqn) for eqn in others)
+        return var not in self.outputs and all(var in scanned_by(eqn) for eqn in others)
 
     def _is_stack(self, var: Var, members: set[int]) -> bool:
         """Whether a loop stacks it for ``members`` alone."""
@@ -186,7 +186,7 @@ class _Finder:
                 read |= atoms
 
 
-def _scanned(eqn: JaxprEqn) -> list[Atom]:
+def scanned_by(eqn: JaxprEqn) -> list[Atom]:
     """What a loop goes over and does not read otherwise; nothing, of other equations."""
     if eqn.primitive.name != "scan":
         return []

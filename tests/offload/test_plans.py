@@ -20,6 +20,7 @@ from autopar.models import preset
 from autopar.passes.offload import pieces_under
 from autopar.passes.remat import droppable
 from autopar.passes.trace import trace
+from autopar.runtime import PlannedStep
 from autopar.search import planner
 from autopar.search.options import Options
 
@@ -99,6 +100,38 @@ def test_five_steps_equal_the_plain_ones(backend: str) -> None:
     for one, same in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(one, same, rtol=1e-4, atol=1e-7)
     assert "pinned_host" in {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state)}
+
+
+def loop_step(params: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(p: jax.Array) -> jax.Array:
+        body = lambda y, w: (y + jnp.sin(jnp.tanh(y @ w)) @ w.T, None)  # noqa: E731
+        return jnp.mean(jax.lax.scan(body, x, p)[0] ** 2)
+
+    value, grads = jax.value_and_grad(loss)(params)
+    return params - 0.1 * grads, value
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_stacks_of_a_loop_on_the_host_give_the_same_step(devices: int) -> None:
+    """What the forward loop leaves for the backward one, its carry included."""
+    args = jnp.full((4, 16, 64), 0.1), jnp.ones((64, 16))
+    cluster, mesh = autopar.Cluster.preset("cpu", (devices,)), MeshSpec.of({"data": devices})
+    traced = trace(loop_step, *args)
+    found = planner.search(traced, cluster, Options(mesh=mesh, pins={"x": jax.P("data")}))
+    away = tuple(Offloaded("carry", 1, 1.0, name) for name in traced.stacks)
+    assert len(away) >= 3
+    found = dataclasses.replace(found, offloaded=away)
+    assert from_json(to_json(found)) == found
+    bound = PlannedStep(traced, found)
+    assert str(jax.make_jaxpr(bound.call)(*args)).count("<host>") >= 2 * len(away)
+    (same, expected), (params, loss) = jax.jit(loop_step)(*args), bound.call(*args)
+    np.testing.assert_allclose(params, same, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    with pytest.raises(PlanError, match="backend='shard_map' does not offer"):
+        autopar.apply(loop_step, found, backend="shard_map").lower(*args)
+    odd = dataclasses.replace(found, offloaded=(Offloaded("carry", 1, 1.0, "0.0"),))
+    with pytest.raises(PlanError, match="nothing that a loop stacks"):
+        autopar.apply(loop_step, odd).lower(*args)
 
 
 STEPS = 5

@@ -24,6 +24,7 @@ from autopar.search.prepared import Prepared
 from autopar.search.storage_choice import choose
 from autopar.search.storage_model import StorageModel
 from autopar.search.storage_names import dropped_names
+from autopar.search.storage_program import Link
 from autopar.search.storage_values import Value
 
 
@@ -97,6 +98,46 @@ def test_long_chains_are_within_their_budget_and_near_their_bound() -> None:
         assert found is not None
         assert found.peak <= share * whole
         assert found.seconds <= found.bound * 1.001 + 1e-5
+
+
+MEBI, TRIPS, WINDOW = 2**20, 4, 3.0
+
+
+def brute_with_host(values: list[Value], base: Any, budget: float, room: float) -> float | None:
+    """The least cost of keeping (0), recomputing (1) or offloading (2) each, of all choices."""
+    best = None
+    for chosen in itertools.product(range(3), repeat=len(values)):
+        again = frozenset(i for i, way in enumerate(chosen) if way == 1)
+        live, crossing = np.array(base), 0.0
+        for i, (one, way) in enumerate(zip(values, chosen, strict=True)):
+            last = next(j for j in range(i, len(values) + 1) if j + 1 not in again)
+            start = values[last].first if way == 1 else one.start
+            live[start : one.last + 1] += (TRIPS * one.bytes, one.again, 2 * one.bytes)[way]
+            crossing += TRIPS * one.bytes / MEBI if way == 2 else 0.0
+        if live.max() <= budget and crossing <= room:
+            cost = sum(TRIPS * values[i].seconds for i in again)
+            cost += crossing + max(0.0, crossing - WINDOW)
+            best = cost if best is None else min(best, cost)
+    return best
+
+
+def test_a_loop_with_a_host_is_solved_as_well_as_by_brute_force() -> None:
+    """Every byte crosses twice; of copying out, what is no longer than the loop costs nothing."""
+    fits = 0
+    for seed, share, room in itertools.product(range(4), (0.9, 0.7, 0.5), (4.0, 100.0)):
+        values, base = chain(5, seed)
+        for one in values:
+            one.bytes, one.again = one.bytes * MEBI, one.again * MEBI
+            one.body, one.trips = "0/body/", TRIPS
+        budget = share * (base.max() + TRIPS * sum(one.bytes for one in values))
+        wanted = brute_with_host(values, base, budget, room)
+        link = Link(float(MEBI), room * MEBI, {"0/body/": WINDOW})
+        found = choose(values, base, budget, link)
+        assert (found is None) == (wanted is None)
+        if found is not None:
+            assert found.seconds == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+            fits += bool(found.away)
+    assert fits > 3
 
 
 LAYERS = 4
