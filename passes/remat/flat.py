@@ -3,13 +3,14 @@
 What is dropped falls into *groups*, connected through dropped values; light work on the inputs
 (casts of weights, masks) connects nothing, and is copied into every group that wants it. A group is
 copied to where the backward pass first needs a value of it, behind ONE barrier over all that it
-reads from outside *and what flows backward into that first reader*. So the group waits until the
-backward pass is there: without what flows backward XLA schedules it early, and nothing is won; with
-a barrier a value it is worse still; without any, it is merged with the original (measured).
+reads from outside *and what flows backward at that point*. So the group waits until the backward
+pass is there: without what flows backward XLA schedules it early, and nothing is won; with a
+barrier a value it is worse still; without any, it is merged with the original (measured).
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from autopar.core import compat
 from autopar.passes.remat.copies import Env, again, read
-from autopar.passes.remat.sides import Atom, is_backward, light
+from autopar.passes.remat.sides import Atom, is_backward, is_heavy, light
 
 
 @dataclass(slots=True)
@@ -54,7 +55,7 @@ def recompute(jaxpr: Jaxpr, dropped: Collection[int]) -> Jaxpr:
             eqns.append(eqn)
             continue
         for group in starts[position]:
-            eqns.extend(_recomputed(jaxpr, group, _gates(eqn, uses, last), env))
+            eqns.extend(_recomputed(jaxpr, group, uses.gates(position, last), env))
         eqns.append(eqn.replace(invars=[read(env, atom) for atom in eqn.invars]))
         last = [var for var in eqn.outvars if getattr(var.aval, "shape", ())] or last
     return jaxpr.replace(eqns=eqns)
@@ -72,6 +73,8 @@ class _Uses:
             if back
             for var in eqn.outvars
         )
+        self._made = {var: p for p, e in enumerate(self.eqns) for var in e.outvars}
+        self._until = self._flowing()
         self._maker = {var: p for p in dropped for var in jaxpr.eqns[p].outvars}
         lights = light(jaxpr)
         self._light = frozenset(p for p in dropped if lights.issuperset(jaxpr.eqns[p].outvars))
@@ -79,6 +82,37 @@ class _Uses:
     def makers(self, atoms: Sequence[Atom]) -> dict[Var, int]:
         """The dropped values among ``atoms``, and who makes them."""
         return {a: self._maker[a] for a in atoms if isinstance(a, Var) and a in self._maker}
+
+    def _flowing(self) -> dict[Var, int]:
+        """What heavy work of the backward pass is still to be done with, and who reads it last.
+
+        Gradients of weights are not among these: only the optimiser waits for them.
+        """
+        until: dict[Var, int] = {}
+        for position in reversed(range(len(self.eqns))):
+            eqn = self.eqns[position]
+            if self.backward[position] and (is_heavy(eqn) or any(v in until for v in eqn.outvars)):
+                for atom in eqn.invars:
+                    if isinstance(atom, Var) and atom in self.transposed:
+                        until.setdefault(atom, position)
+        return until
+
+    def gates(self, position: int, last: Sequence[Var]) -> list[Var]:
+        """What flows backward at an equation: into it, and past it, if it is no larger.
+
+        What flows into it may be there long before: the gradient of attention's values is, before
+        that of its scores, and XLA would recompute the block before while the scores are held. If
+        nothing flows into it: what the backward pass made last.
+        """
+        atoms = self.eqns[position].invars
+        own = [atom for atom in atoms if isinstance(atom, Var) and atom in self.transposed]
+        most = max((_bytes(var) for var in own), default=0)
+        past = [
+            var
+            for var, until in self._until.items()
+            if self._made[var] < position < until and _bytes(var) <= most
+        ]
+        return list(dict.fromkeys((*own, *past))) or list(last[:1])
 
     def groups(self) -> Iterator[Group]:
         """All groups, each with all that it takes to compute what is wanted of it."""
@@ -134,12 +168,6 @@ class _Uses:
         return {position: root(position) for position in parent}
 
 
-def _gates(eqn: JaxprEqn, uses: _Uses, last: Sequence[Var]) -> list[Var]:
-    """What flows backward into ``eqn``; if nothing does, what the backward pass made last."""
-    found = [atom for atom in eqn.invars if isinstance(atom, Var) and atom in uses.transposed]
-    return list(dict.fromkeys(found)) or list(last[:1])
-
-
 def _recomputed(jaxpr: Jaxpr, group: Group, gates: Sequence[Var], env: Env) -> Iterator[JaxprEqn]:
     """A barrier, and the group once more behind it; ``env`` then has its results, and the gates."""
     eqns = [jaxpr.eqns[position] for position in sorted(group.members)]
@@ -174,3 +202,9 @@ def _barrier(jaxpr: Jaxpr, operands: Sequence[Atom], near: JaxprEqn) -> JaxprEqn
         effects=frozenset(),
         source_info=near.source_info.replace(name_stack=stack),
     )
+
+
+def _bytes(var: Var) -> int:
+    """Of the whole value; 0 for what is no array."""
+    dtype = getattr(var.aval, "dtype", None)
+    return math.prod(getattr(var.aval, "shape", ())) * getattr(dtype, "itemsize", 0)

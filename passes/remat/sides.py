@@ -33,12 +33,16 @@ def is_repeatable(eqn: JaxprEqn) -> bool:
     return not eqn.effects and eqn.primitive.name not in _IMPURE and all(map(is_repeatable, inner))
 
 
+def is_heavy(eqn: JaxprEqn) -> bool:
+    """Whether it is more than elementwise work: a product, say, or a loop."""
+    return eqn.primitive.name in _HEAVY or eqn.primitive.name in BODIES
+
+
 def light(jaxpr: Jaxpr) -> frozenset[Var]:
     """Values made of the inputs alone by light work: casts of weights, masks, positions."""
     found: set[Atom] = {*jaxpr.constvars, *jaxpr.invars}
     for eqn in jaxpr.eqns:
-        heavy = eqn.primitive.name in _HEAVY or eqn.primitive.name in BODIES
-        if not heavy and all(isinstance(a, Literal) or a in found for a in eqn.invars):
+        if not is_heavy(eqn) and all(isinstance(a, Literal) or a in found for a in eqn.invars):
             found.update(eqn.outvars)
     return frozenset(v for v in found if isinstance(v, Var))
 
