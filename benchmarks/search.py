@@ -58,6 +58,7 @@ class Case:
 AMPLE = 2**45
 POD, PODS = "tpu-v5p:4x4x4", "tpu-v5p:8x8x8"
 GPT = "gpt:6.7b"
+DEEP = {"layers": 32, "d_model": 1024, "heads": 16, "vocab": 8192, "seq": 1024}
 CASES = (
     Case("GPT 6.7B, 8 layers, 8x8", GPT, 128, POD, (8, 8), 2, overrides={"layers": 8}),
     Case("GPT 6.7B, 32 layers, 8x8", GPT, 128, POD, (8, 8), 2),
@@ -78,6 +79,15 @@ CASES = (
     Case("T5 11B, 8x8", "t5:11b", 512, POD, (8, 8), 5),
     Case("ViT 22B, 8x8", "vit:22b", 1024, POD, (8, 8), 5),
     Case("ViT-L, 2x8", "vit:l16", 512, "h100:2x8", (2, 8), 5),
+    *(
+        Case(f"storage, {name}, {share:.0%}", "gpt:125m", batch, cluster, mesh, target, share, DEEP)
+        for name, batch, cluster, mesh, target in (
+            ("one device", 16, "tpu-v5e:1x1", (1,), 1),
+            ("8", 128, "tpu-v5e:2x4", (8,), 10),
+            ("2x4", 128, "tpu-v5e:2x4", (2, 4), 60),
+        )
+        for share in (0.8, 0.5, 0.3)
+    ),
 )
 
 
