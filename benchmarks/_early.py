@@ -1,7 +1,7 @@
-"""The memory of a program as XLA:TPU assigns it, read before the compiler generates code.
+"""A program as XLA:TPU dumps it before it makes code of it: scheduled, its buffers assigned.
 
-Assignment is done after some tens of seconds, code after minutes. The compilation runs in a child
-process, which is ended once the assignment has been dumped. There are no cycles to be had so.
+That is a fifth of the way, and memory and collectives are settled; only the cycles are not yet
+known. The compiler cannot be told to stop there, so a process of its own compiles, and is ended.
 """
 
 from __future__ import annotations
@@ -9,89 +9,106 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
+from autopar.core.errors import AutoparError
 
-POLL_S = 0.5
+_REPORT = "-memory-usage-report.txt"
+_STEP = "*planned_step*"
+_ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(.*)")
+_VALUE = re.compile(
+    r"^ value: <\d+ (\S+?)(\{[\d,]*\})?(?: \(phi\))? @\d+> \(size=(\d+),offset=(\d+)\)"
+)
+_RANGE = re.compile(r"^\s+(\S+?)(\{[\d,]*\}):(\d+)-(\d+)", re.MULTILINE)
 
-_ALLOCATION = re.compile(r"allocation \d+: size (\d+)(.*)")
-_VALUE = re.compile(r"value: <\d+ (\S+?)(\{[\d,]*\})?(?: \(phi\))? @\d+> \(size=(\d+),offset=(\d+)")
-_RANGE = re.compile(r"^\s+(\S+?\{[\d,]*\}):(\d+)-(\d+)", re.MULTILINE)
+
+@dataclass(frozen=True)
+class Early:
+    """What a ``jax.stages.Compiled`` says of its program, as far as the dump does."""
+
+    text: str
+    peak_bytes: int
+
+    def as_text(self) -> str:
+        """The scheduled program."""
+        return self.text
+
+    def memory_analysis(self) -> SimpleNamespace:
+        """The peak, in device memory."""
+        return SimpleNamespace(
+            peak_memory_in_bytes=self.peak_bytes,
+            host_argument_size_in_bytes=0,
+            host_temp_size_in_bytes=0,
+        )
 
 
-def early_peak(compile_it: Callable[[], int]) -> int:
-    """Bytes of device memory: arguments, and the most temporaries that are live at once.
-
-    Args:
-      compile_it: a function that can be pickled and compiles one program, whose name has
-        ``planned_step`` in it, and returns its peak: taken if nothing is dumped.
+def compile_early(compile_: Callable[..., object], *args: object, folder: Path) -> Early:
+    """What ``compile_(*args)``, run in a process of its own, dumps into ``folder``.
 
     Raises:
-      RuntimeError: the child ended with neither.
+      AutoparError: the process ended and had dumped nothing.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        receive, send = multiprocessing.Pipe(duplex=False)
-        dump = Path(folder)
-        child = multiprocessing.get_context("spawn").Process(
-            target=_compile, args=(compile_it, folder, send)
-        )
-        child.start()
-        try:
-            while child.is_alive() or receive.poll():
-                if receive.poll(POLL_S):
-                    return receive.recv()
-                if (name := _assigned(dump)) is not None:
-                    return _peak(dump, name)
-        except EOFError:
-            pass
-        finally:
-            child.kill()
-            child.join()
-    raise RuntimeError("the compilation failed before memory was assigned; see above")
-
-
-def _compile(compile_it: Callable[[], int], folder: str, send: object) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_dump_to={folder} --xla_dump_hlo_as_text"
-    send.send(compile_it())  # pyright: ignore
+    try:
+        child = multiprocessing.get_context("spawn").Process(target=compile_, args=args)
+        child.start()
+        while (alive := child.is_alive()) and not list(folder.glob(_STEP + _REPORT)):
+            time.sleep(0.5)
+        if alive:
+            time.sleep(2)  # for the file to be whole; it is the last to be written
+        child.kill()
+        child.join()
+    finally:
+        os.environ["XLA_FLAGS"] = flags
+    found = next(folder.glob(_STEP + _REPORT), None)
+    if found is None:
+        raise AutoparError("the compiler ended before it had assigned buffers")
+    return _read(str(found).removesuffix(_REPORT))
 
 
-def _assigned(dump: Path) -> str | None:
-    """The name of the dumped module, once all that is read of it has been written."""
-    ends = ("-buffer-assignment.txt", "-live-range.txt", "-memory-usage-report.txt")
-    for report in dump.glob(f"*planned_step*optimizations{ends[-1]}"):
-        name = report.name.removesuffix(ends[-1])
-        files = [dump / (name + end) for end in ends]
-        if all(file.exists() for file in files):
-            before = [file.stat().st_size for file in files]
-            time.sleep(2 * POLL_S)
-            if 0 not in before and before == [file.stat().st_size for file in files]:
-                return name
-    return None
+def _read(stem: str) -> Early:
+    assigned = Path(stem + "-buffer-assignment.txt").read_text()
+    ranges = Path(stem + "-live-range.txt").read_text()
+    return Early(Path(stem + ".txt").read_text(), peak_bytes(assigned, ranges))
 
 
-def _peak(dump: Path, name: str) -> int:
-    """Values at one offset are one buffer; memories other than the device's have a colour."""
-    text = (dump / f"{name}-live-range.txt").read_text()
-    found = _RANGE.finditer(text.partition("Live ranges at")[0])
-    ranges = {m[1]: (int(m[2]), int(m[3])) for m in found}
-    instants = 1 + max(last for _, last in ranges.values())
-    arguments, live = 0, defaultdict[int, np.ndarray](lambda: np.zeros(instants, np.int64))
-    text = (dump / f"{name}-buffer-assignment.txt").read_text()
-    for block in re.split(r"\n(?=allocation \d+:)", text):
-        head = _ALLOCATION.match(block)
-        if head is None or "color" in head[2] or "thread-local" in head[2]:
+def peak_bytes(assigned: str, ranges: str) -> int:
+    """Arguments, and the most bytes of the heap live at once; on-chip and host memory aside."""
+    live = {name + part: (int(a), int(b)) for name, part, a, b in _RANGE.findall(_lives(ranges))}
+    arguments, values = 0, list[tuple[int, int, int, int]]()
+    for head, body in _allocations(assigned):
+        match = _ALLOCATION.match(head)
+        if match is None or "thread-local" in match[2] or "color" in match[2]:
             continue
-        if "parameter" in head[2]:
-            arguments += int(head[1])
-        elif "preallocated-temp" in head[2]:
-            for m in _VALUE.finditer(block):
-                first, last = ranges.get(m[1] + (m[2] or "{}"), (0, -1))
-                part = live[int(m[4])][first : last + 1]
-                np.maximum(part, int(m[3]), out=part)
-    return arguments + int(max(sum(live.values(), np.zeros(instants, np.int64))))
+        if "parameter" in match[2]:
+            arguments += int(match[1])
+        elif "preallocated-temp" in match[2]:
+            for value in filter(None, map(_VALUE.match, body)):
+                span = live.get(value[1] + (value[2] or "{}"))
+                if span is not None:
+                    values.append((*span, int(value[4]), int(value[3])))
+    return arguments + max((_live_at(begin, values) for begin, *_ in values), default=0)
+
+
+def _lives(ranges: str) -> str:
+    return ranges.split("BufferLiveRange:")[1].split("Live ranges at")[0]
+
+
+def _allocations(assigned: str) -> Iterator[tuple[str, list[str]]]:
+    for block in re.split(r"\n(?=allocation \d+:)", assigned):
+        head, *body = block.split("\n")
+        yield head, body
+
+
+def _live_at(time_: int, values: list[tuple[int, int, int, int]]) -> int:
+    """Bytes live; values that share a place at one time are one."""
+    size: dict[int, int] = {}
+    for begin, end, offset, bytes_ in values:
+        if begin <= time_ <= end:
+            size[offset] = max(size.get(offset, 0), bytes_)
+    return sum(size.values())

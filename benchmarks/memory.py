@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,7 +26,7 @@ from typing import Any
 
 import jax
 from _common import require_tpu_compiler, write_json
-from _early import early_peak
+from _early import compile_early
 from rich.console import Console
 from rich.table import Table
 
@@ -149,7 +150,9 @@ class Compiler:
     def measured(self, plan: Plan) -> tuple[int, int]:
         """Peak in bytes and cycles, of which there are none early."""
         if self.early:
-            return early_peak(partial(_peak, self.case, self.variant, to_json(plan))), 0
+            with tempfile.TemporaryDirectory() as folder:
+                args = self.case, self.variant, to_json(plan)
+                return compile_early(_peak, *args, folder=Path(folder)).peak_bytes, 0
         bound = PlannedStep(self.step, plan, topology_devices(CHIP))
         args = self.step.in_tree.unflatten(self.step.in_avals)
         with compiler_environment():

@@ -1,9 +1,10 @@
 """Plans compiled ahead of time for TPU slices that are not there, beside what was predicted.
 
-    python benchmarks/verify.py [--only TEXT] [--again] [--json FILE]
+    python benchmarks/verify.py [--only TEXT] [--quick] [--again] [--json FILE]
 
 Needs libtpu (the extra ``tpu``), no TPU. What was compiled before is read from FILE, so that a run
-may be cut off; ``--again`` compiles anew. Every third case was held out while the memory model was
+may be cut off; ``--again`` compiles anew. ``--quick`` compiles only until memory and collectives
+are settled, and says nothing of compute. Every third case was held out while the memory model was
 made to fit the others: it is marked, and summed up apart.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from _common import require_tpu_compiler, write_json
+from _early import compile_early
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +30,7 @@ import autopar
 from autopar.core.text import format_bytes
 from autopar.cost_model import parse_cluster
 from autopar.models import preset
+from autopar.verification.check import report_of
 
 AMPLE = 2**45
 """Memory enough that no plan is chosen for its memory."""
@@ -135,8 +139,8 @@ CASES = (
 )
 
 
-def run(case: Case) -> dict[str, Any]:
-    """Plans and compiles one case."""
+def planned(case: Case) -> tuple[Any, tuple[Any, ...], autopar.Plan]:
+    """The step of a case, its arguments, its plan."""
     workload = preset(case.model, **case.overrides)
     batch = workload.abstract_batch(case.batch)
     args = (workload.abstract_state(batch), batch)
@@ -148,12 +152,34 @@ def run(case: Case) -> dict[str, Any]:
         search=case.search,
         memory=AMPLE,
     )
+    return workload.train_step, args, plan
+
+
+def whole(case: Case) -> autopar.Report:
+    """A case's plan beside the whole compiled program."""
+    step, args, plan = planned(case)
+    return autopar.verify(step, plan, *args, backend="tpu", lowering=case.lowering)
+
+
+def early(case: Case, folder: Path) -> autopar.Report:
+    """A case's plan beside what the compiler dumps into ``folder`` once buffers are assigned."""
+    program = compile_early(whole, case, folder=folder)
+    _, _, plan = planned(case)
+    return report_of(plan, parse_cluster(case.cluster), program, "tpu", case.lowering, None)
+
+
+def run(case: Case, quick: bool) -> dict[str, Any]:
+    """Plans and compiles one case."""
     began = time.perf_counter()
-    report = autopar.verify(workload.train_step, plan, *args, backend="tpu", lowering=case.lowering)
+    if quick:
+        with tempfile.TemporaryDirectory() as folder:
+            report = early(case, Path(folder))
+    else:
+        report = whole(case)
     return {
         "case": asdict(case),
         "report": report.to_dict(),
-        "compile_s": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - began, 1),
     }
 
 
@@ -161,7 +187,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """One line a case; errors are predicted over compiled, less one."""
     made = Table(
         *("case", "peak, compiled", "predicted", "error", "sent, compiled", "predicted", "error"),
-        *("compute", "compile"),
+        *("compute", "took"),
         box=None,
     )
     for row in rows:
@@ -175,7 +201,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
             *map(format_bytes, sent),
             _percent(report["wire_error"]),
             _percent(report["compute_error"]),
-            f"{row['compile_s']:.0f} s",
+            f"{row['seconds']:.0f} s",
         )
     return made
 
@@ -204,23 +230,25 @@ def main() -> None:
     """Compiles what is not in the file yet, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="the cases whose name has this in it")
+    parser.add_argument("--quick", action="store_true", help="memory and collectives only")
     parser.add_argument("--again", action="store_true", help="compile what is in the file too")
-    parser.add_argument("--json", type=Path, default=Path("build/benchmarks/verify.json"))
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    path = options.json or Path(f"build/benchmarks/verify{'_quick' if options.quick else ''}.json")
     console = Console(width=None if sys.stdout.isatty() else 170)
     require_tpu_compiler()
-    known: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     chosen = [case for case in CASES if options.only in case.name]
     for case in chosen:
         if case.name in known and not options.again:
             continue
         with console.status(case.name):
             try:
-                known[case.name] = run(case)
+                known[case.name] = run(case, options.quick)
             except autopar.AutoparError as error:
                 console.print(f"{case.name}: {error}")
                 continue
-        write_json(options.json, known)
+        write_json(path, known)
     rows = [known[case.name] for case in chosen if case.name in known]
     console.print(table(rows))
     for line in summary(rows):

@@ -42,12 +42,12 @@ def check(
         bound = PlannedStep(traced, plan, devices, lowering)
         with compiler_environment():
             compiled = bound.call.lower(*_abstract(args)).compile()
-        return _report(plan, cluster, compiled, backend, lowering, None)
+        return report_of(plan, cluster, compiled, backend, lowering, None)
     bound = PlannedStep(traced, plan, None, lowering)
     compiled = bound.call.lower(*_abstract(args)).compile()
     concrete = all(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(args))
     numerics = compare(step, bound, args) if concrete else None
-    return _report(plan, cluster, compiled, backend, lowering, numerics)
+    return report_of(plan, cluster, compiled, backend, lowering, numerics)
 
 
 def _abstract(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -57,7 +57,7 @@ def _abstract(args: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _report(
+def report_of(
     plan: Plan,
     cluster: Cluster,
     compiled: Any,
@@ -65,6 +65,7 @@ def _report(
     lowering: str,
     numerics: Numerics | None,
 ) -> Report:
+    """What ``plan`` predicts beside ``compiled``: ``jax.stages.Compiled``, or what reads as one."""
     program = read_program(compiled.as_text(), plan.mesh)
     cycles = program.cycles if backend == "tpu" else None
     return Report(
