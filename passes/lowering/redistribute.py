@@ -73,13 +73,24 @@ def _change(value: Any, axis: MeshAxis, old: Placement, new: Placement) -> Any:
     if kind == "all-reduce" and isinstance(old, Partial):
         return all_reduce(value, axis.name, old.op)
     if kind == "reduce-scatter" and isinstance(new, Split):
-        return lax.psum_scatter(value, axis.name, scatter_dimension=new.dim, tiled=True)
+        return _reduce_scatter(value, axis, new.dim)
     if kind == "slice" and isinstance(new, Split):
         return own_part(value, new.dim, lax.axis_index(axis.name), axis.size)
     if kind == "mask" and isinstance(new, Partial):
         keep = lax.axis_index(axis.name) == 0
         return jnp.where(keep, value, identity(new.op, value.dtype))
     raise AssertionError(f"{old} to {new} is not one step")
+
+
+def _reduce_scatter(value: Any, axis: MeshAxis, dim: int) -> Any:
+    """The device's part along ``dim`` of the sum.
+
+    The parts are made a dimension of their own, the first: where XLA:TPU lays the scattered one
+    out along its lanes, it reduces the whole and throws most of it away.
+    """
+    shape = (*value.shape[:dim], axis.size, value.shape[dim] // axis.size, *value.shape[dim + 1 :])
+    parts = jnp.moveaxis(value.reshape(shape), dim, 0)
+    return lax.psum_scatter(parts, axis.name, scatter_dimension=0)
 
 
 def own_part(value: Any, dim: int, position: Any, parts: int) -> Any:
