@@ -47,6 +47,7 @@ def plan(
     confirm: str | None = None,
     offload: str = "auto",
     host_memory: int | str | None = None,
+    certify: bool = False,
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> Plan:
@@ -74,6 +75,8 @@ def plan(
       offload: ``auto``, by which the optimiser's state rests in host memory where recomputing is
         not enough, or ``none``.
       host_memory: host memory per device, as ``memory``; by default the chip's share of its host's.
+      certify: a deep step is searched with repeated layers alike; also bound how much better plans
+        could be whose layers differ (seconds to a minute more; see ``Plan.solver``).
       progress: called with a line of text as each stage begins.
       cache: folder in which plans are kept, so that the same question is searched once; by default
         the one that the environment variable ``AUTOPAR_CACHE`` names, if any.
@@ -104,6 +107,7 @@ def plan(
         confirm=confirm,
         offload=offload,
         host_memory=host_memory,
+        certify=certify,
         progress=progress,
         cache=cache,
     )
@@ -125,6 +129,7 @@ def _plan_traced(
     confirm: str | None = None,
     offload: str = "auto",
     host_memory: int | str | None = None,
+    certify: bool = False,
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> Plan:
@@ -152,6 +157,7 @@ def _plan_traced(
         remat=remat,
         offload=offload,
         host_bytes=None if host_memory is None else parse_bytes(host_memory),
+        certify=certify,
         progress=progress or _quiet,
     )
     target = cluster or Cluster.detect()

@@ -39,6 +39,9 @@ def plan(
     ] = None,
     offload: arguments.OffloadOption = "auto",
     host_memory: arguments.HostMemoryOption = None,
+    certify: Annotated[
+        bool, typer.Option("--certify", help="Bound plans whose repeated layers differ too.")
+    ] = False,
     save: Annotated[Path | None, typer.Option("--save", help="Write the plan there.")] = None,
     picture: Annotated[
         Path | None,
@@ -67,6 +70,7 @@ def plan(
             confirm=confirm,
             offload=offload,
             host_memory=host_memory,
+            certify=certify,
             progress=progress,
         )
     if save is not None:

@@ -165,8 +165,8 @@ class SolverReport:
       objective_s: cost of the plan; bound_s: no plan of this mesh costs less.
       seconds: time the search took, without tracing.
       variables: variables of the network before it was shrunk; nodes: of the step's flow graph.
-      layers_alike: whether repeated layers were made to share their choices; the bound is then for
-        plans that do.
+      layers_alike: whether the bound is only for plans whose repeated layers share their choices,
+        as those that are searched do where a step is large. ``certify`` bounds all others too.
     """
 
     name: str

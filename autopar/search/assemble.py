@@ -221,7 +221,7 @@ class _Assembler:
         for place, weight in zip(first.tolist(), weights.tolist(), strict=True):
             edge = self.graph.edges[place]
             src, dst = variables[edge.src], variables[edge.dst]
-            weighted = np.minimum(self._edge_table(edge) * weight, FORBIDDEN)
+            weighted = self._weighted(self._edge_table(edge), weight)
             if src == dst:
                 unary[src] = np.minimum(unary[src] + weighted.diagonal(), FORBIDDEN)
             else:
@@ -240,6 +240,13 @@ class _Assembler:
             if fused:
                 table = np.minimum(table + self._written(edge, left, right), FORBIDDEN)
             self._tables[key] = table
+        return self._tables[key]
+
+    def _weighted(self, table: IntArray, weight: int) -> IntArray:
+        """``weight`` times a table's costs; equal questions share one answer."""
+        key = ("weighted", id(table), weight)
+        if key not in self._tables:
+            self._tables[key] = np.minimum(table * weight, FORBIDDEN)
         return self._tables[key]
 
     def _is_fused(self, edge: Edge) -> bool:

@@ -73,11 +73,14 @@ class Messages:
         self.order = _near(len(self.network.unary), pairs)
         place = {variable: place for place, variable in enumerate(self.order)}
         self.ends, self.tables = [], []
+        known: dict[tuple[int, bool], NDArray[np.float32]] = {}  # pairs may share a table
         for i, j in pairs:
-            table = np.minimum(self.network.pairs[i, j], CAP).astype(np.float32)
-            forth = place[i] < place[j]
+            table, forth = self.network.pairs[i, j], place[i] < place[j]
             self.ends.append((i, j) if forth else (j, i))
-            self.tables.append(table if forth else np.ascontiguousarray(table.T))
+            if (key := (id(table), forth)) not in known:
+                costs = np.minimum(table, CAP).astype(np.float32)
+                known[key] = costs if forth else np.ascontiguousarray(costs.T)
+            self.tables.append(known[key])
         self.moved = [(np.zeros(len(t)), np.zeros(len(t.T))) for t in self.tables]
         self.costs = [np.minimum(costs, CAP).astype(np.float64) for costs in self.network.unary]
         self.values = [np.arange(len(costs)) for costs in self.costs]
@@ -141,11 +144,8 @@ class Messages:
             chosen[i] = int(total.argmin())
         return [int(kept[chosen[i]]) for i, kept in enumerate(self.values)]
 
-    def rule_out(self, cost: int) -> bool:
-        """After a sweep back: drops what no assignment of at most ``cost`` has, updates the bound.
-
-        False if there is no such assignment.
-        """
+    def raise_bound(self) -> tuple[float, list[Costs]]:
+        """After a sweep back: $L$ of the moves made, and what each value costs above the least."""
         excess = [costs - costs.min() for costs in self.costs]
         bound = self.network.offset + sum(float(costs.min()) for costs in self.costs)
         for k, (_, later) in enumerate(self.ends):
@@ -155,6 +155,14 @@ class Messages:
             bound += least
             excess[later] += over - least  # of the other end there is none after a sweep back
         self.bound = max(self.bound, math.floor(bound * (1 - ROUNDING)))
+        return bound, excess
+
+    def rule_out(self, cost: int) -> bool:
+        """After a sweep back: drops what no assignment of at most ``cost`` has, updates the bound.
+
+        False if there is no such assignment.
+        """
+        bound, excess = self.raise_bound()
         if self.bound > cost:
             return False
         masks = [over <= cost * (1 + ROUNDING) - bound for over in excess]

@@ -34,6 +34,7 @@ class Options:
       offload: ``auto``: where recomputing is not enough, state of the optimiser rests on the host;
         ``none``: never.
       host_bytes: host memory per device, or ``None`` for the chip's own.
+      certify: of a step whose repeated layers choose alike, bound plans whose layers differ too.
       progress: called with a line of text as each stage begins.
     """
 
@@ -46,6 +47,7 @@ class Options:
     remat: str = "auto"
     offload: str = "auto"
     host_bytes: int | None = None
+    certify: bool = False
     progress: Progress = lambda _: None
 
     def __post_init__(self) -> None:
@@ -91,4 +93,5 @@ class Options:
             "remat": self.remat,
             "offload": self.offload,
             "host_memory": "chip" if self.host_bytes is None else str(self.host_bytes),
+            **({"certify": "yes"} if self.certify else {}),
         }

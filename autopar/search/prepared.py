@@ -83,12 +83,19 @@ class Prepared:
           PinError: pins do not suit the mesh. InfeasibleError: a baseline cannot be formed on it.
         """
         if mesh not in self._problems:
-            self._problems[mesh] = assemble(
-                *(self.graph, self.ops, self.memory.fusion, self.cluster, mesh),
-                *(self._restriction(mesh), Resharder(mesh, self.cluster.axis_links(mesh))),
-                *(self.alike, self.memory.attention),
-            )
+            self._problems[mesh] = self._assembled(mesh, self.alike)
         return self._problems[mesh]
+
+    def unrolled(self, mesh: MeshSpec) -> Problem:
+        """The network in which every node chooses for itself; errors as of ``problem``."""
+        return self._assembled(mesh, False)
+
+    def _assembled(self, mesh: MeshSpec, alike: bool) -> Problem:
+        return assemble(
+            *(self.graph, self.ops, self.memory.fusion, self.cluster, mesh),
+            *(self._restriction(mesh), Resharder(mesh, self.cluster.axis_links(mesh))),
+            *(alike, self.memory.attention),
+        )
 
     def _restriction(self, mesh: MeshSpec) -> Restriction:
         step, graph, search = self.step, self.graph, self.options.search

@@ -16,6 +16,7 @@ from autopar.core.plan import Plan
 from autopar.cost_model import Cluster
 from autopar.passes.trace import Step
 from autopar.search import planner, storage
+from autopar.search.certificate import certified
 from autopar.search.options import Options
 
 
@@ -27,7 +28,8 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
       PinError, ClusterError, OptionError: the request is inconsistent.
     """
     with uncollected():
-        return _search(step, cluster, options)
+        plan = _search(step, cluster, options)
+        return certified(step, cluster, plan, options) if options.certify else plan
 
 
 @contextmanager
