@@ -6,7 +6,6 @@ be at hand, carry the plan out with ``apply``, and hold it against the compiler 
 
 from importlib.metadata import version
 
-from autopar.api import Parallelized as Parallelized
 from autopar.api import apply as apply
 from autopar.api import parallelize as parallelize
 from autopar.api import plan as plan
@@ -16,6 +15,7 @@ from autopar.core.errors import FallbackWarning as FallbackWarning
 from autopar.core.mesh import MeshSpec as MeshSpec
 from autopar.core.plan import Plan as Plan
 from autopar.cost_model import Cluster as Cluster
+from autopar.parallelized import Parallelized as Parallelized
 from autopar.verification import Report as Report
 
 __version__ = version("autopar")

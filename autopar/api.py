@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 
 from autopar.core.compat import Device
-from autopar.core.errors import FallbackWarning, OptionError, TraceError
-from autopar.core.mesh import MeshSpec
+from autopar.core.errors import OptionError
 from autopar.core.plan import Plan
-from autopar.cost_model import Cluster, parse_bytes
-from autopar.passes.trace import Step, check_donate, trace
-from autopar.runtime import OtherArguments, PlannedStep, check_backend
-from autopar.search.cache import cached_search
-from autopar.search.options import Options, Progress
-from autopar.search.pins import following
-from autopar.verification import Report, check, compiled_peak, confirmed
+from autopar.cost_model import Cluster
+from autopar.parallelized import Parallelized
+from autopar.passes.trace import trace
+from autopar.planning import Mesh, plan_traced
+from autopar.search.options import Progress
+from autopar.verification import Report, check
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
-
-Mesh = MeshSpec | Mapping[str, int] | Sequence[int] | int
 
 
 def plan(
@@ -90,9 +83,10 @@ def plan(
     Warns:
       FallbackWarning: operations have no rule, and run whole on every device.
     """
-    (progress or _quiet)("tracing")
+    if progress is not None:
+        progress("tracing")
     traced = trace(step, *abstract_args, donate=donate)
-    return _plan_traced(
+    return plan_traced(
         traced,
         cluster=cluster,
         memory=memory,
@@ -111,93 +105,6 @@ def plan(
         progress=progress,
         cache=cache,
     )
-
-
-def _plan_traced(
-    traced: Step,
-    *,
-    cluster: Cluster | None = None,
-    memory: int | str | None = None,
-    mesh: Mesh | None = None,
-    microbatches: int | str = "auto",
-    search: str = "optimal",
-    pins: Mapping[str, jax.P] | None = None,
-    like: Plan | None = None,
-    seed: int = 0,
-    time_limit: float = 60.0,
-    remat: str = "auto",
-    confirm: str | None = None,
-    offload: str = "auto",
-    host_memory: int | str | None = None,
-    certify: bool = False,
-    progress: Progress | None = None,
-    cache: str | Path | None = None,
-) -> Plan:
-    if cluster is not None and not isinstance(cluster, Cluster):  # pyright: ignore
-        raise OptionError(
-            f"cluster={cluster!r} is no Cluster; write Cluster.preset('tpu-v5e', (4, 4)), or "
-            "Cluster.from_toml(path)"
-        )
-    if microbatches not in ("auto", 1):
-        raise OptionError(
-            f"microbatches={microbatches!r} is not offered yet: the step runs its batch whole; "
-            "leave it out, or give 1"
-        )
-    asked = None if mesh is None else MeshSpec.of(mesh)
-    if like is not None:
-        asked = _mesh_of(like, asked)
-        pins = {**following(like, traced), **(pins or {})}
-    options = Options(
-        search=search,
-        mesh=asked,
-        memory_bytes=None if memory is None else parse_bytes(memory),
-        pins=dict(pins or {}),
-        seed=seed,
-        time_limit_s=time_limit,
-        remat=remat,
-        offload=offload,
-        host_bytes=None if host_memory is None else parse_bytes(host_memory),
-        certify=certify,
-        progress=progress or _quiet,
-    )
-    target = cluster or Cluster.detect()
-    named = cache or os.environ.get("AUTOPAR_CACHE")
-    folder = Path(named) if named else None
-    find = lambda given: cached_search(traced, target, given, folder)  # noqa: E731
-    if confirm is None:
-        found = find(options)
-    else:
-        check_backend(confirm)
-        peak_of = lambda plan: compiled_peak(traced, plan, confirm)  # noqa: E731
-        found = confirmed(target, options, find, peak_of)
-    _warn_of_fallbacks(found)
-    return found
-
-
-def _mesh_of(like: Plan, asked: MeshSpec | None) -> MeshSpec:
-    if not isinstance(like, Plan):  # pyright: ignore
-        raise OptionError(f"like={like!r} is not a Plan; read one with autopar.Plan.load(path)")
-    if asked is not None and asked != like.mesh:
-        raise OptionError(
-            f"mesh={asked} is not the mesh of the plan to follow, {like.mesh}; leave mesh out"
-        )
-    return like.mesh
-
-
-def _warn_of_fallbacks(plan: Plan) -> None:
-    if plan.fallbacks:
-        named = ", ".join(f"{name} x{count}" for name, count in sorted(plan.fallbacks.items()))
-        warnings.warn(
-            f"no sharding rule for {named}: every device does the whole of each, and what it reads "
-            "is gathered; write it with operations that have a rule (docs/operations.md), or in a "
-            "jax.shard_map over the axes of the mesh",
-            FallbackWarning,
-            stacklevel=4,
-        )
-
-
-def _quiet(line: str) -> None:
-    del line
 
 
 def apply(
@@ -302,119 +209,4 @@ def parallelize(
     return decorate if step is None else decorate(step)
 
 
-_OPTIONS = frozenset(inspect.signature(_plan_traced).parameters) - {"traced"}
-
-
-class Parallelized(Generic[Args, Result]):
-    """A step that plans itself when it first sees its arguments, or carries out a given plan."""
-
-    def __init__(
-        self,
-        step: Callable[Args, Result],
-        plan: Plan | None,
-        devices: Sequence[Device] | None,
-        backend: str,
-        donate: Sequence[int],
-        options: Mapping[str, Any],
-    ) -> None:
-        check_backend(backend)
-        if not callable(step):
-            raise OptionError(
-                f"{step!r} is not a function to parallelize; options go by name: "
-                "@autopar.parallelize(memory='14GiB')"
-            )
-        if plan is not None and not isinstance(plan, Plan):  # pyright: ignore
-            raise OptionError(f"{plan!r} is not a Plan; read one with autopar.Plan.load(path)")
-        functools.update_wrapper(self, step)
-        self._step, self._given = step, plan
-        self._devices, self._backend, self._donate = devices, backend, check_donate(donate)
-        self._options = dict(options)
-        self._bound: PlannedStep | None = None
-        self._others: list[PlannedStep] = []
-        self._call: Callable[..., Any] = self._first_call
-
-    def __call__(self, *args: Args.args, **kwargs: Args.kwargs) -> Result:
-        """Runs the step. The first call plans and compiles; so does the first of other shapes."""
-        if kwargs:
-            args = self._positional(args, kwargs)  # pyright: ignore[reportAssignmentType]
-        try:
-            return self._call(*args)
-        except (OtherArguments, ValueError, TypeError):  # JAX may see before us that they differ
-            if self._bound is not None and self._bound.accepts(args):
-                raise
-        return self._for(args, {}).first_call(*args)
-
-    def plan(self, *args: Args.args, **kwargs: Args.kwargs) -> Plan:
-        """The plan for arguments of these shapes (arrays or ``jax.ShapeDtypeStruct``)."""
-        return self._for(args, kwargs).plan
-
-    def init(
-        self, init_fn: Callable[..., Any], *init_args: Any, batch: Any, extra: Sequence[Any] = ()
-    ) -> Any:
-        """The step's first argument, made by ``init_fn(*init_args)`` in the layout of the plan.
-
-        Every device computes its own part: the whole never exists on one.
-
-        Args:
-          batch: the step's second argument, as arrays or shapes: what the plan is made for.
-          extra: any further arguments of the step.
-        """
-        state = jax.eval_shape(init_fn, *init_args)
-        bound = self._for((state, batch, *extra), {})
-        return jax.jit(init_fn, out_shardings=bound.in_shardings[0])(*init_args)
-
-    def trace(self, *args: Args.args, **kwargs: Args.kwargs) -> Any:
-        """As of ``jax.jit``."""
-        return self._for(args, kwargs).call.trace(*self._positional(args, kwargs))
-
-    def lower(self, *args: Args.args, **kwargs: Args.kwargs) -> Any:
-        """As of ``jax.jit``."""
-        return self._for(args, kwargs).call.lower(*self._positional(args, kwargs))
-
-    def compile(self, *args: Args.args, **kwargs: Args.kwargs) -> Any:
-        """Compiles ahead of time for arguments of these shapes."""
-        return self.lower(*args, **kwargs).compile()
-
-    def shardings(self, *args: Args.args, **kwargs: Args.kwargs) -> tuple[Any, Any]:
-        """``NamedSharding`` of every argument, and of every result."""
-        bound = self._for(args, kwargs)
-        return bound.in_shardings, bound.out_shardings
-
-    def _positional(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        if not kwargs:
-            return args
-        name = getattr(self._step, "__name__", "the step")
-        try:
-            bound = inspect.signature(self._step).bind(*args, **kwargs)
-        except (TypeError, ValueError) as error:
-            raise TraceError(f"{name}: {error}; pass arguments as the step names them") from None
-        if bound.kwargs:
-            raise TraceError(
-                f"{name}: {', '.join(bound.kwargs)} cannot be put in order: a planned step takes "
-                "arguments by position; give every argument before it too, and bind what is "
-                "keyword-only with functools.partial"
-            )
-        return bound.args
-
-    def _for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PlannedStep:
-        """The bound step for these arguments; plans when there is none yet, or for other shapes."""
-        positional = self._positional(args, kwargs)
-        for bound in (self._bound, *self._others):
-            if bound is not None and bound.accepts(positional):
-                return self._keep(bound)
-        return self._bind(positional)
-
-    def _bind(self, args: tuple[Any, ...]) -> PlannedStep:
-        traced = trace(self._step, *args, donate=self._donate)
-        chosen = self._given or _plan_traced(traced, **self._options)
-        return self._keep(PlannedStep(traced, chosen, self._devices, self._backend))
-
-    def _keep(self, bound: PlannedStep) -> PlannedStep:
-        """Makes ``bound`` the first that is tried; the others are kept for when they return."""
-        known = (self._bound, *self._others)
-        self._others = [other for other in known if other is not None and other is not bound]
-        self._bound, self._call = bound, bound.call
-        return bound
-
-    def _first_call(self, *args: Any) -> Any:
-        return self._bind(args).first_call(*args)
+_OPTIONS = frozenset(inspect.signature(plan_traced).parameters) - {"traced"}

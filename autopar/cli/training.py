@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from autopar.api import Parallelized
 from autopar.cli.workloads import Trainable
 from autopar.core.errors import OptionError
+from autopar.parallelized import Parallelized
 
 WARM_UP = 3
 """Steps left out of the measured time: the first compiles."""
