@@ -45,6 +45,10 @@ SHOWN = 3
 class MemoryModel:
     """What does not depend on the mesh: fusion, liveness, and the roles of the inputs.
 
+    Attributes:
+      timeline: when each value is there. whole: with what needs no memory (``away``, scores of
+        attention that stay on the chip) as if it did.
+
     Args:
       away: what a device holds of values that are on the host.
     """
@@ -62,7 +66,7 @@ class MemoryModel:
         self.attention = (
             attention_kernels(step.jaxpr.jaxpr) if chip.attention_efficiency else NO_ATTENTION
         )
-        timeline = liveness(
+        self.whole = liveness(
             step.jaxpr,
             roles,
             step.donated,
@@ -71,7 +75,7 @@ class MemoryModel:
             bf16_dots=chip.bf16_dots,
         )
         shares = {**dict.fromkeys(self.attention.scores, 0.0), **away}
-        self.timeline: Timeline = timeline.scaled(shares)
+        self.timeline: Timeline = self.whole.scaled(shares)
         top = step.jaxpr.jaxpr
         self.vmem_bytes = chip.vmem_bytes
         self.paths = dict(zip(top.invars, step.in_paths, strict=True))

@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend.core import Var
 
 from autopar.core.plan import Plan
-from autopar.cost_model import Timeline, liveness
+from autopar.cost_model import Timeline
 from autopar.search.plan_prices import PlanPrices
 from autopar.search.prepared import Prepared
 from autopar.search.storage_program import Profile
@@ -40,7 +40,7 @@ class StorageModel:
     def of(cls, prepared: Prepared, plan: Plan, remat: bool) -> StorageModel:
         """``prepared``: the program that ``plan`` is for. ``remat``: whether there is a choice."""
         step, chip = prepared.step, prepared.cluster.chip
-        timeline = timeline_of(prepared, plan)
+        timeline = prepared.memory.whole
         prices = PlanPrices(step, plan, prepared.cluster)
         values, bodies = (), ()
         if remat:
@@ -73,16 +73,3 @@ def _seconds(body: Body, prices: PlanPrices) -> float:
     """Of a trip."""
     eqns = body.eqns.items()
     return sum(prices.seconds(body.named(place), eqn, body.borders) for place, eqn in eqns)
-
-
-def timeline_of(prepared: Prepared, plan: Plan) -> Timeline:
-    """When each value is there, all of them, with inputs in the roles of the plan."""
-    step = prepared.step
-    return liveness(
-        step.jaxpr,
-        [value.role for value in plan.inputs],
-        step.donated,
-        step.ties,
-        borders=prepared.memory.fusion,
-        bf16_dots=prepared.cluster.chip.bf16_dots,
-    )

@@ -28,7 +28,7 @@ from autopar.search.options import Options
 from autopar.search.plan_prices import PlanPrices
 from autopar.search.prepared import Away, Prepared
 from autopar.search.storage_choice import Choice, choose, lightest
-from autopar.search.storage_model import StorageModel, timeline_of
+from autopar.search.storage_model import StorageModel
 from autopar.search.storage_names import dropped_names
 from autopar.search.storage_offload import HostState, Movable, amounts, with_host
 from autopar.search.storage_program import NO_LINK, Link
@@ -52,7 +52,7 @@ class Start:
     Attributes:
       layouts: the plan, whose mesh is kept.
       budget: bytes a device.
-      model: the choices there are. state: what may rest on the host.
+      model: the choices there are.
     """
 
     step: Step
@@ -61,7 +61,6 @@ class Start:
     layouts: Plan
     budget: int
     model: StorageModel
-    state: HostState
 
     @classmethod
     def of(cls, prepared: Prepared, layouts: Plan, options: Options) -> Start:
@@ -69,19 +68,23 @@ class Start:
         step, cluster = prepared.step, prepared.cluster
         budget = options.memory_bytes or cluster.chip.usable_bytes
         model = StorageModel.of(prepared, layouts, options.remat == "auto")
-        state = HostState.of(step, layouts, cluster.chip, options)
-        return cls(step, cluster, options, layouts, budget, model, state)
+        return cls(step, cluster, options, layouts, budget, model)
 
     def plans(self, known: Sequence[Plan]) -> list[Plan]:
         """What is found, of plans that may be faster than the ``known`` ones."""
         self.options.progress("choosing what to recompute")
         found = self._rematerialised()
         plans = [] if found is None else [found]
-        if self._link(()) is not NO_LINK and self._may_pay([*known, *plans]):
+        if self._may_pay([*known, *plans]) and self._link(()) is not NO_LINK:
             self.options.progress("choosing what to keep on the host")
             found = self._offloaded()
             plans += [] if found is None else [found]
         return plans
+
+    @cached_property
+    def state(self) -> HostState:
+        """What of the step's state may rest on the host."""
+        return HostState.of(self.step, self.layouts, self.cluster.chip, self.options)
 
     @cached_property
     def _room(self) -> float:
@@ -127,11 +130,7 @@ class Start:
         self, choice: Choice, away: Sequence[Movable], seconds: float
     ) -> tuple[Plan | None, int]:
         """The plan, if there is one, and the memory that it, or the lightest found, needs."""
-        alone = self.layouts.mesh.device_count == 1  # nothing to choose, so nothing to limit
-        budget, chip = UNLIMITED if alone else self.budget, self.cluster.chip
-        options = dataclasses.replace(
-            self.options, mesh=self.layouts.mesh, memory_bytes=budget, time_limit_s=seconds
-        )
+        options = dataclasses.replace(self._options(), time_limit_s=seconds)
         values = self.model.values
         names = dropped_names(values, self.model.bodies, choice.recomputed)
         options.progress(f"recomputing {len(choice.recomputed)} values")
@@ -145,7 +144,7 @@ class Start:
             return None, error.least_bytes or 0
         needed = found.predicted.peak_bytes
         more = offloaded_stacks(program, found, self.cluster, stacks, self.model.windows)
-        placed = with_host(program, found, chip, away, tuple(more))
+        placed = with_host(program, found, self.cluster.chip, away, tuple(more))
         if placed is None:
             return None, needed
         recomputed = tuple(_recomputations(values, choice))
@@ -154,7 +153,7 @@ class Start:
     def _may_pay(self, plans: Sequence[Plan]) -> bool:
         """Whether a plan with no more on the host than is too much may be faster than these."""
         over = max(0, self.layouts.predicted.peak_bytes - self.budget)
-        waits = 2 if self.state.fitting else 1  # a loop's stacks leave while it runs
+        waits = 1 if self.model.windows else 2  # a loop's stacks leave while it runs
         seconds = self.layouts.solver.bound_s + waits * over / self.cluster.chip.host_bandwidth
         return all(seconds < plan.solver.objective_s for plan in plans)
 
@@ -174,6 +173,21 @@ class Start:
                 return found
         return None
 
+    def _least(self, program: Step, rests: Away) -> tuple[int, str]:
+        """Bytes that the lightest sharding of a program takes, and what fills them."""
+        prepared = Prepared.of(program, self.cluster, self._options(), rests)
+        try:
+            plan = planner.search(program, self.cluster, self._options(), prepared)
+        except InfeasibleError as error:
+            return error.least_bytes or UNLIMITED, error.heaviest
+        return plan.predicted.peak_bytes, _heaviest(prepared, plan)
+
+    def _options(self) -> Options:
+        """Of the search of a rewritten step."""
+        alone = self.layouts.mesh.device_count == 1  # nothing to choose, so nothing to limit
+        budget = UNLIMITED if alone else self.budget
+        return dataclasses.replace(self.options, mesh=self.layouts.mesh, memory_bytes=budget)
+
     def infeasible(self, known: tuple[int, str]) -> InfeasibleError:
         """The honest 'no': the least memory found, and what fills it.
 
@@ -185,11 +199,8 @@ class Start:
         names = dropped_names(model.values, model.bodies, choice.recomputed)
         program = self.step.rematerialised(names)
         stacks = stacks_of(program, model.values, choice.away)
-        options = dataclasses.replace(self.options, mesh=self.layouts.mesh, memory_bytes=UNLIMITED)
         rests = Away(state.positions, tuple(stacks))
-        prepared = Prepared.of(program, self.cluster, options, rests)
-        plan = planner.search(program, self.cluster, options, prepared)
-        needed, heaviest = plan.predicted.peak_bytes, _heaviest(prepared, plan)
+        needed, heaviest = self._least(program, rests)
         if needed > known[0]:  # the lightest shards more, and recomputes nothing
             needed, heaviest = known
         fills = f", at its peak above all for {heaviest}" if heaviest else ""
@@ -204,7 +215,7 @@ class Start:
 def _heaviest(prepared: Prepared, plan: Plan) -> str:
     """The largest values at the peak, by name and size."""
     step, cluster = prepared.step, prepared.cluster
-    timeline = timeline_of(prepared, plan).scaled(prepared.away.shares(step))
+    timeline = prepared.memory.timeline
     prices = PlanPrices(step, plan, cluster)
     sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
     instant, _ = timeline.peak(sizes, vmem_bytes=cluster.chip.vmem_bytes)

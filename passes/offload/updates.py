@@ -70,6 +70,7 @@ class _Finder:
     def __init__(self, jaxpr: Jaxpr, donated: Sequence[bool], ties: Sequence[tuple[int, int]]):
         self.jaxpr, self.eqns = jaxpr, jaxpr.eqns
         self.ties = tuple((out, source) for out, source in ties if donated[source])
+        self.sources = dict(self.ties)
         self.users: dict[Var, list[int]] = defaultdict(list)
         self.maker: dict[Var, int] = {}
         for position, eqn in enumerate(self.eqns):
@@ -122,10 +123,10 @@ class _Finder:
         ordered = tuple(sorted(members))
         reads = self._reads(ordered)
         operands = tuple(var for var in reads if shape_of(var) == shape)
-        replaces = {out: self.jaxpr.invars[source] for out, source in self.ties}
-        taken = [replaces.get(out) for out in results]
+        sources = [self.sources.get(out) for out in results]
+        taken = [None if i is None else self.jaxpr.invars[i] for i in sources]
         mine = {source for source, _ in state}
-        weights = (source for out, source in self.ties if out in results and source not in mine)
+        weights = (i for i in sources if i is not None and i not in mine)
         return Update(
             shape,
             tuple(state),
