@@ -1,11 +1,12 @@
-"""The largest GPT that trains on one chip: plain, rematerialised by hand, planned, with a host.
+"""The largest GPT that trains on some chips: plain, rematerialised by hand, planned, with a host.
 
-    python benchmarks/largest.py [--widths 2048,4096] [--confirm] [--json FILE]
+    python benchmarks/largest.py [--chips 1] [--widths 2048,4096] [--confirm] [--json FILE]
 
 AdamW, f32 weights, bf16 compute, batch 8 x 2048 tokens, heads of 128, vocabulary 32768, layers in a
-``scan``; one TPU v5e of 16 GiB. For every width and way the most layers are sought, by bisection,
-whose predicted memory fits. ``--confirm`` compiles the largest of each way ahead of time (libtpu,
-no TPU; minutes each), and tells what the compiler says of its memory.
+``scan``; TPU v5e of 16 GiB: 1, 4 or 16 of them, on which what is written by hand is under FSDP. For
+every width and way the most layers are sought, by bisection, whose predicted memory fits.
+``--confirm`` compiles the largest of each way ahead of time (libtpu, no TPU; minutes each), and
+tells what the compiler says of its memory; ``--early``, what it assigns (tens of seconds).
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from _common import require_tpu_compiler, write_json
+from _early import early_peak
 from rich.console import Console
 from rich.table import Table
 
@@ -27,18 +30,18 @@ from autopar.cost_model import Cluster, format_bytes
 from autopar.models import preset
 from autopar.models.workload import Workload
 from autopar.passes.trace import Step, trace
-from autopar.runtime import PlannedStep
 from autopar.search.options import Options
 from autopar.search.programs import search
-from autopar.verification.confirm import peak_bytes
-from autopar.verification.topology import compiler_environment, topology_devices
+from autopar.verification.confirm import compiled_peak
 
-CHIP = Cluster.preset("tpu-v5e", (1, 1))
-BOARD = Cluster.preset("tpu-v5e", (2, 2))
-"""The smallest slice that the compiler knows; one of its chips is used."""
+CLUSTERS = {n * n: Cluster.preset("tpu-v5e", (n, n)) for n in (1, 2, 4)}
+"""By the number of chips."""
 
 HOST = 128 * 2**30
+"""Of each chip."""
+
 MOST_LAYERS = 160
+"""On one chip."""
 
 WAYS: Mapping[str, tuple[bool, dict[str, Any]]] = {
     # Way: whether every block is under nn.remat; options of the search.
@@ -53,6 +56,7 @@ WAYS: Mapping[str, tuple[bool, dict[str, Any]]] = {
 class Row:
     """The largest model of one way. ``compiled_bytes``: 0 if the compiler was not asked."""
 
+    chips: int
     way: str
     width: int
     layers: int
@@ -69,43 +73,42 @@ def workload(width: int, layers: int, remat: bool) -> Workload:
     return preset("gpt:125m", **shape, batch_size=8, scan=True, remat=remat)
 
 
-def planned(way: str, width: int, layers: int) -> tuple[Step, Plan] | None:
-    """A plan within the chip's memory, if there is one."""
-    remat, options = WAYS[way]
+def planned(chips: int, way: str, width: int, layers: int) -> tuple[Step, Plan] | None:
+    """A plan within the chips' memory, if there is one."""
+    remat, given = WAYS[way]
+    options = dict(given)
+    if "remat" in options and chips > 1:
+        options["search"] = "fsdp"
     made = workload(width, layers, remat)
     step = trace(made.train_step, made.abstract_state(), made.abstract_batch())
     try:
-        return step, search(step, CHIP, Options(mesh=MeshSpec.of(1), **options))
+        mesh = MeshSpec.of({"data": chips})
+        return step, search(step, CLUSTERS[chips], Options(mesh=mesh, **options))
     except InfeasibleError:
         return None
 
 
-def largest(way: str, width: int) -> Row | None:
+def largest(chips: int, way: str, width: int) -> Row | None:
     """The most layers of this width that fit; ``None`` if not one does."""
-    fits, beyond, best = 0, MOST_LAYERS + 1, None
+    fits, beyond, best = 0, chips * MOST_LAYERS + 1, None
     while beyond - fits > max(1, fits // 16):
-        layers = (fits + beyond) // 2 if fits else max(1, min(8, beyond // 2))
-        found = planned(way, width, layers)
+        layers = (fits + beyond) // 2 if fits else max(1, min(8 * chips, beyond // 2))
+        found = planned(chips, way, width, layers)
         if found is None:
             beyond = layers
             continue
         fits, predicted = layers, found[1].predicted
         count = workload(width, layers, False).parameter_count()
         sizes = (predicted.peak_bytes, predicted.host_bytes, predicted.step_s)
-        best = Row(way, width, layers, count, *sizes)
+        best = Row(chips, way, width, layers, count, *sizes)
     return best
 
 
-def confirmed(row: Row) -> Row:
-    """The same with what the compiler makes of it."""
-    found = planned(row.way, row.width, row.layers)
+def compiled(row: Row) -> int:
+    """What the compiler makes of it: bytes a device."""
+    found = planned(row.chips, row.way, row.width, row.layers)
     assert found is not None
-    step, plan = found
-    bound = PlannedStep(step, plan, topology_devices(BOARD)[:1])
-    with compiler_environment():
-        program = bound.call.lower(*step.in_tree.unflatten(step.in_avals)).compile()
-    held = peak_bytes(program.memory_analysis(), True, plan)
-    return replace(row, compiled_bytes=held)
+    return compiled_peak(*found, "jit")
 
 
 def main() -> None:
@@ -114,17 +117,23 @@ def main() -> None:
     parser.add_argument("--widths", default="1024,2048,4096")
     parser.add_argument("--only", default="", help="the ways whose name has this in it")
     parser.add_argument("--confirm", action="store_true", help="compile the largest of each way")
+    parser.add_argument("--early", action="store_true", help="what memory the compiler assigns it")
+    parser.add_argument("--chips", type=int, default=1, choices=tuple(CLUSTERS))
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks/largest.json"))
     options = parser.parse_args()
-    if options.confirm:
+    if options.confirm or options.early:
         require_tpu_compiler()
     rows: list[Row] = []
     for way in (way for way in WAYS if options.only in way):
-        found = [largest(way, int(width)) for width in options.widths.split(",")]
+        found = [largest(options.chips, way, int(width)) for width in options.widths.split(",")]
         best = max((row for row in found if row), key=lambda row: row.parameters, default=None)
         if best is None:
             continue
-        rows.append(confirmed(best) if options.confirm else best)
+        if options.early:
+            best = replace(best, compiled_bytes=early_peak(partial(compiled, best)))
+        elif options.confirm:
+            best = replace(best, compiled_bytes=compiled(best))
+        rows.append(best)
         Console().print(rows[-1])
         write_json(options.json, [asdict(row) for row in rows])
     Console(width=110).print(_table(rows))
