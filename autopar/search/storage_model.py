@@ -13,8 +13,9 @@ from autopar.core.plan import Plan
 from autopar.cost_model import Timeline
 from autopar.search.plan_prices import PlanPrices
 from autopar.search.prepared import Prepared
+from autopar.search.storage_bodies import Body
 from autopar.search.storage_program import Profile
-from autopar.search.storage_values import Body, Value, storage_values
+from autopar.search.storage_values import Value, storage_values
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from collections.abc import Set as AbstractSet
 from jax.extend.core import Var
 
 from autopar.passes.remat import is_repeatable
-from autopar.search.storage_values import Body, Value
+from autopar.search.storage_bodies import Body
+from autopar.search.storage_values import Value
 
 
 def dropped_names(
