@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from _common import require_tpu_compiler, write_json
-from _early import early_peak
+from _early import compile_early
 from rich.console import Console
 from rich.table import Table
 
@@ -130,7 +130,9 @@ def main() -> None:
         if best is None:
             continue
         if options.early:
-            best = replace(best, compiled_bytes=early_peak(partial(compiled, best)))
+            with TemporaryDirectory() as folder:
+                early = compile_early(compiled, best, folder=Path(folder))
+            best = replace(best, compiled_bytes=early.peak_bytes)
         elif options.confirm:
             best = replace(best, compiled_bytes=compiled(best))
         rows.append(best)
