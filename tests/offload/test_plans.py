@@ -173,17 +173,20 @@ def test_five_steps_of_a_gpt_equal_the_plain_ones(devices: int, backend: str) ->
 
 @pytest.mark.slow
 def test_weights_that_a_loop_goes_over_rest_on_the_host() -> None:
-    """With their gradients; five steps of a GPT whose layers are a loop equal the plain ones."""
+    """With their gradients, and what the loop leaves for the backward pass; five steps of a GPT whose
+    layers are a loop equal the plain ones.
+    """
     model = preset("gpt:tiny", d_model=256, heads=4, layers=4, seq=32, batch_size=8, scan=True)
     state = model.init(jax.random.key(0), next(model.batches()))
     batches = [next(model.batches(start=i)) for i in range(STEPS)]
     args = (model.train_step, state, batches[0])
     cluster = autopar.Cluster.preset("cpu", (1,))
     free = autopar.plan(*args, cluster=cluster, memory=2**40).predicted.peak_bytes
-    found = autopar.plan(*args, cluster=cluster, memory=int(0.35 * free))
+    found = autopar.plan(*args, cluster=cluster, memory=int(0.25 * free))
     away = {one.value for one in found.offloaded}
     assert found.recompute
     assert "state/params/blocks/mlp/up/kernel" in away
+    assert any(one.stack for one in found.offloaded)
     planned, plain = autopar.apply(model.train_step, found), jax.jit(model.train_step)
     other = jax.tree.map(jnp.copy, state)
     for batch in batches:
