@@ -173,8 +173,9 @@ def test_five_steps_of_a_gpt_equal_the_plain_ones(devices: int, backend: str) ->
 
 @pytest.mark.slow
 def test_weights_that_a_loop_goes_over_rest_on_the_host() -> None:
-    """With their gradients, and what the loop leaves for the backward pass; five steps of a GPT whose
-    layers are a loop equal the plain ones.
+    """With their gradients, and what the loop leaves for the backward pass.
+
+    Five steps of a GPT whose layers are a loop equal the plain ones.
     """
     model = preset("gpt:tiny", d_model=256, heads=4, layers=4, seq=32, batch_size=8, scan=True)
     state = model.init(jax.random.key(0), next(model.batches()))
