@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
@@ -65,10 +66,15 @@ class FusionBorders:
 
     def reads_of(self, eqn: JaxprEqn) -> tuple[float, ...]:
         """For each operand of ``eqn``, how often it is read."""
-        if not eqn.outvars:
+        if not eqn.outvars or eqn.outvars[0] not in self._readers:
             return (0.0,) * len(eqn.invars)
         key = eqn.outvars[0]
         return tuple([self.reads.get((key, index), 0.0) for index in range(len(eqn.invars))])
+
+    @cached_property
+    def _readers(self) -> frozenset[Var]:
+        """The first results of equations that read device memory."""
+        return frozenset([var for var, _ in self.reads])
 
     def writes_of(self, eqn: JaxprEqn) -> tuple[bool, ...]:
         """For each result of ``eqn``, whether the equation is charged with writing it."""

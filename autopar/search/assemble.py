@@ -10,17 +10,19 @@ a class becomes a unary cost.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jax.extend.core import Var
 
-from autopar.core.layout import Layout, local_shape, local_shapes, replicated, shifted
+from autopar.core.layout import Layout, local_shape, replicated, shifted
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster, FusionBorders, Resharder, equation_seconds, work
-from autopar.cost_model.attention import NO_ATTENTION, AttentionKernels
+from autopar.cost_model.attention import NO_ATTENTION, AttentionKernels, Charges
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.search.domains import Domain, Domains, State, partial_ops
 from autopar.search.graph import Edge, Graph, Node
@@ -89,7 +91,7 @@ class _Assembler:
     _made: Domains = field(init=False)
     _kinds: dict[int, Domain] = field(default_factory=dict)
     _inputs: dict[Hashable, Domain] = field(default_factory=dict)
-    _texts: dict[Hashable, str] = field(default_factory=dict)
+    _texts: dict[int, str] = field(default_factory=dict)
     _partials: dict[tuple[int, int], frozenset[str]] = field(default_factory=dict)
     _seconds: dict[Hashable, IntArray] = field(default_factory=dict)
     _tables: dict[Hashable, IntArray] = field(default_factory=dict)
@@ -123,43 +125,29 @@ class _Assembler:
             kept = tuple(state for state in domain if allow(node, state))
             domain = kept or domain[:1]
         charges = self.attention.of(node.eqn, *self.fusion.of(node.eqn))
-        key = (op.kind, charges, domain if allow or own else None)
+        key = (op.kind, charges, node.trips, domain if allow or own else None)
         if key not in self._seconds:
-            self._seconds[key] = self._op_costs(node, domain, *charges)
-        seconds = self._seconds[key]
-        return domain, key, seconds if node.trips == 1 else seconds * node.trips
+            self._seconds[key] = self._op_costs(node, domain, charges) * node.trips
+        return domain, key, self._seconds[key]
 
     def _of_kind(self, op: Operation) -> Domain:
         if op.kind not in self._kinds:
             self._kinds[op.kind] = self._made.op(op.rule)
         return self._kinds[op.kind]
 
-    def _op_costs(
-        self,
-        node: Node,
-        domain: Domain,
-        reads: tuple[float, ...],
-        writes: tuple[bool, ...],
-        share: float,
-    ) -> IntArray:
-        eqn = node.eqn
+    def _op_costs(self, node: Node, domain: Domain, charges: Charges) -> IntArray:
+        eqn, chip, mesh = node.eqn, self.cluster.chip, self.mesh
         assert eqn is not None
         total = work(eqn)
         ins = [shape_of(atom.aval) for atom in eqn.invars]
         outs = [shape_of(var.aval) for var in eqn.outvars]
-        seconds = [
-            equation_seconds(
-                total,
-                local_shapes(ins, state.operands, self.mesh),
-                local_shapes(outs, state.results, self.mesh),
-                self.cluster.chip,
-                reads,
-                writes,
-                share,
-            )
+        cut = functools.cache(lambda shape, layout: local_shape(shape, layout, mesh))
+        local = [
+            (tuple(map(cut, ins, state.operands)), tuple(map(cut, outs, state.results)))
             for state in domain
         ]
-        return to_ticks(np.array(seconds))
+        found = [equation_seconds(total, *shapes, chip, *charges) for shapes in local]
+        return to_ticks(np.array(found))
 
     def _input(self, node: Node) -> tuple[Domain, Hashable, IntArray]:
         resting = self.restriction.resting.get(node.index)
@@ -181,7 +169,7 @@ class _Assembler:
             uses = _End.of([state.results[0] for state in domain])
             table = self._reshard(node.shape, size, rests, uses, True)
             self._seconds[key] = np.ascontiguousarray(table.diagonal())
-        return domain, (self._text(node.var.aval), resting, shared), self._seconds[key]
+        return domain, (self._text(node.var), resting, shared), self._seconds[key]
 
     def _border(
         self, node: Node, makers: Mapping[int, list[tuple[int, int]]]
@@ -193,13 +181,17 @@ class _Assembler:
         allowed = self.restriction.outputs.get(node.index)
         if allowed is not None:
             domain = tuple(state for state in domain if state.results[0] in allowed)
-        dtype = None if node.var is None else self._text(node.var.aval)
-        return domain, (dtype, allowed), np.zeros(len(domain), np.int64)
+        dtype = None if node.var is None else self._text(node.var)
+        if ("border", len(domain)) not in self._seconds:
+            self._seconds["border", len(domain)] = np.zeros(len(domain), np.int64)
+        return domain, (dtype, allowed), self._seconds["border", len(domain)]
 
-    def _text(self, aval: Hashable) -> str:
-        if aval not in self._texts:
-            self._texts[aval] = str(aval)
-        return self._texts[aval]
+    def _text(self, var: Var) -> str:
+        """Of its type; few abstract values stand for many variables."""
+        key = id(var.aval)
+        if key not in self._texts:
+            self._texts[key] = str(var.aval)
+        return self._texts[key]
 
     def _port_ops(self, source: int, port: int) -> frozenset[str]:
         op = self.ops[source]
@@ -212,7 +204,10 @@ class _Assembler:
     def network(self, variables: tuple[int, ...], groups: IntArray) -> Network:
         """Sums costs over the nodes and edges of each variable, or pair of variables."""
         unary: dict[int, IntArray] = {}
-        for variable, cost in zip(variables, self.costs, strict=True):
+        known = {id(cost): cost for cost in self.costs}
+        counts = Counter(zip(variables, map(id, self.costs), strict=True))
+        for (variable, which), count in counts.items():  # nodes alike share their costs
+            cost = known[which] * count
             unary[variable] = unary[variable] + cost if variable in unary else cost
         pairs: dict[tuple[int, int], IntArray] = {}
         first = numbered(groups)[1]

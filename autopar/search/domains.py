@@ -93,15 +93,17 @@ def refines(rest: Layout, use: Layout) -> bool:
 def _joint_states(rule: FactorRule, mesh: MeshSpec) -> Iterable[State]:
     """One strategy per axis, kept where factors divide and partials agree; best of equals."""
     fits = functools.cache(lambda factors: _fits(rule, factors, mesh))
-    reductions = {s: _reductions((*s.operands, *s.results)) for s in axis_strategies(rule)}
+    strategies = [
+        (s.factor, s.operands, s.results, bool(_reductions((*s.operands, *s.results))))
+        for s in axis_strategies(rule)
+    ]
     found: dict[tuple[object, object], State] = {}
-    for combination in itertools.product(reductions, repeat=len(mesh.axes)):
-        factors = tuple([s.factor for s in combination])
+    for combination in itertools.product(strategies, repeat=len(mesh.axes)):
+        factors, reads, writes, reduced = zip(*combination, strict=True)
         if not fits(factors):
             continue
-        operands = tuple(zip(*[s.operands for s in combination], strict=True))
-        results = tuple(zip(*[s.results for s in combination], strict=True))
-        mixable = sum([bool(reductions[s]) for s in combination]) > 1
+        operands, results = tuple(zip(*reads, strict=True)), tuple(zip(*writes, strict=True))
+        mixable = sum(reduced) > 1
         if mixable and any(len(_reductions(layout)) > 1 for layout in (*operands, *results)):
             continue
         found.setdefault((operands, results), State(operands, results, factors))
