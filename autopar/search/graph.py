@@ -102,12 +102,8 @@ class Graph:
     uses: IntArray
 
 
-class _Use(NamedTuple):
-    var: Var
-    dst: int
-    slot: int
-    weight: int
-    shift: int = 0
+_Use = tuple[Var, int, int, int, int]
+"""A variable, the node that uses it, in which slot, how often, and the ``dst_shift`` of the edge."""
 
 
 @dataclass(slots=True)
@@ -132,7 +128,7 @@ class _Builder:
 
     def use(self, atom: Atom, dst: int, slot: int, weight: int, shift: int = 0) -> None:
         if isinstance(atom, Var):
-            self.uses.append(_Use(atom, dst, slot, weight, shift))
+            self.uses.append((atom, dst, slot, weight, shift))
 
 
 def build_graph(step: Step) -> Graph:
@@ -173,7 +169,7 @@ def _walk(builder: _Builder, jaxpr: Jaxpr, prefix: str, trips: int) -> None:
         node = len(nodes)
         nodes.append(Node(node, "op", name, trips, None, eqn))
         uses += [
-            _Use(atom, node, slot, trips)
+            (atom, node, slot, trips, 0)
             for slot, atom in enumerate(eqn.invars)
             if isinstance(atom, Var)
         ]
@@ -219,48 +215,45 @@ def _hub(builder: _Builder, var: Var, name: str, trips: int) -> int:
 def _finish(builder: _Builder) -> Graph:
     """Gives every op result with several uses its hub, then turns uses into edges."""
     nodes, sources = builder.nodes, builder.sources
-    by_source: dict[tuple[int, int], list[_Use]] = defaultdict(list)
+    by_source: dict[Source, list[_Use]] = defaultdict(list)
     for use in builder.uses:
-        source = sources[use.var]
-        by_source[source.node, source.port].append(use)
+        by_source[sources[use[0]]].append(use)
     edges, shared = _Edges(), set[int]()
     heavy = [node.eqn is not None and node.eqn.primitive.name in HEAVY for node in nodes]
-    tails = sides.tails(
-        heavy, [node.kind == "hub" and node.trips > 1 for node in nodes], _readers(builder)
-    )
-    for (index, port), uses in sorted(by_source.items(), key=itemgetter(0)):
-        node, var = nodes[index], uses[0].var
-        origin, shift = index, sources[var].shift
-        if node.kind == "input" and sum([nodes[use.dst].kind != "input" for use in uses]) > 1:
+    looping = [node.kind == "hub" and node.trips > 1 for node in nodes]
+    rests = [node.kind == "input" for node in nodes]  # the step is over: nothing waits
+    tails = sides.tails(heavy, looping, _readers(builder, rests))
+    for (index, port, shift), uses in sorted(by_source.items(), key=itemgetter(0)):
+        node, origin = nodes[index], index
+        if node.kind == "input" and sum([not rests[dst] for _, dst, *_ in uses]) > 1:
             shared.add(index)
         if node.kind == "op" and len(uses) > 1:
+            var = uses[0][0]
             origin = builder.add("hub", f"{node.name}.{port}", node.trips, var)
-            late = all(tails[use.dst] for use in uses)
+            late = all(tails[dst] for _, dst, *_ in uses)
             tails.append(late)
-            edges.add(index, port, shift, _Use(var, origin, 0, node.trips), late)
+            edges.add(index, port, shift, (var, origin, 0, node.trips, 0), late)
             sources[var] = Source(origin, 0)
-            port, shift = 0, 0
+            port = 0
         for use in uses:
-            if use.dst == origin:
-                continue  # an input handed back unchanged
-            rests = nodes[use.dst].kind == "input"  # the step is over: nothing waits
-            light = node.kind == "input" or rests or tails[use.dst]
-            edges.add(origin, port, shift, use, light)
+            dst = use[1]
+            if dst != origin:  # else an input is handed back unchanged
+                light = node.kind == "input" or rests[dst] or tails[dst]
+                edges.add(origin, port, shift, use, light)
     found = tuple(edges.edges)
     ends = np.array([(edge.src, edge.dst) for edge in found], np.int64).reshape(-1, 2)
-    heavy += [False] * (len(nodes) - len(heavy))
-    heads = sides.heads(heavy, [node.kind == "input" for node in nodes], ends)
+    hubs = [False] * (len(nodes) - len(heavy))
+    heads = sides.heads([*heavy, *hubs], [*rests, *hubs], ends)
     parts = tuple(nodes), found, sources, frozenset(shared), tuple(tails), heads
     return Graph(*parts, ends, np.array(edges.uses, np.int64))
 
 
-def _readers(builder: _Builder) -> list[list[int]]:
+def _readers(builder: _Builder, rests: Sequence[bool]) -> list[list[int]]:
     """The nodes that read each, but for inputs of the next step."""
-    nodes, sources = builder.nodes, builder.sources
-    readers: list[list[int]] = [[] for _ in nodes]
-    for use in builder.uses:
-        if nodes[use.dst].kind != "input":
-            readers[sources[use.var].node].append(use.dst)
+    readers: list[list[int]] = [[] for _ in builder.nodes]
+    for var, dst, *_ in builder.uses:
+        if not rests[dst]:
+            readers[builder.sources[var].node].append(dst)
     return readers
 
 
