@@ -51,20 +51,24 @@ class Streamed:
 def held_hubs(graph: Graph, timeline: Timeline) -> tuple[Held, ...]:
     """The hubs of op results that are no buffers of the timeline, and when they are read."""
     buffers = {buffer.var for buffer in timeline.buffers}
+    unwritten = [
+        node.kind == "hub"
+        and node.var is not None
+        and node.var not in buffers
+        and timeline.root(node.var) not in buffers
+        for node in graph.nodes
+    ]
     readers: dict[int, list[int]] = defaultdict(list)
-    for edge in graph.edges:
+    for place in np.flatnonzero(np.array(unwritten, np.bool_)[graph.ends[:, 0]]).tolist():
+        edge = graph.edges[place]
         eqn = graph.nodes[edge.dst].eqn
         if eqn is not None and eqn.outvars and eqn.outvars[0] in timeline.instant_of:
             readers[edge.src].append(timeline.instant_of[eqn.outvars[0]])
     found: list[Held] = []
-    for node in graph.nodes:
-        instants = readers[node.index]
-        if node.kind != "hub" or node.var is None or node.var in buffers or not instants:
-            continue
-        if timeline.root(node.var) in buffers:
-            continue
-        weight = graph.heads[node.index]
-        found.append(Held(node.index, node.var, min(instants), max(instants), weight))
+    for index, instants in sorted(readers.items()):
+        var = graph.nodes[index].var
+        assert var is not None
+        found.append(Held(index, var, min(instants), max(instants), graph.heads[index]))
     return tuple(found)
 
 
@@ -92,10 +96,10 @@ def streamed_operands(
         ]
         if fused:
             found[node.index] = (node.index, tuple(fused))
-    for place in np.argsort(graph.ends[:, 0], kind="stable").tolist():
+    onward = [node.eqn is not None and node.eqn.primitive.name in _ONWARD for node in graph.nodes]
+    order = np.argsort(graph.ends[:, 0], kind="stable")
+    for place in order[np.array(onward, np.bool_)[graph.ends[order, 1]]].tolist():
         edge = graph.edges[place]
-        if edge.src not in found or (eqn := graph.nodes[edge.dst].eqn) is None:
-            continue
-        if eqn.primitive.name in _ONWARD:
+        if edge.src in found:
             found.setdefault(edge.dst, found[edge.src])
     return found

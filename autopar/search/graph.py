@@ -103,7 +103,7 @@ class Graph:
 
 
 _Use = tuple[Var, int, int, int, int]
-"""A variable, the node that uses it, in which slot, how often, and the ``dst_shift`` of the edge."""
+"""A variable, the node that uses it, in which slot, how often; ``dst_shift`` of the edge."""
 
 
 @dataclass(slots=True)
