@@ -19,7 +19,7 @@ from autopar.core.errors import PlanError
 from autopar.core.layout import Layout, show, to_spec
 from autopar.core.mesh import MeshSpec
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ class CollectiveUse:
       count: how many a step.
       seconds: time of all of them.
       value: the value moved, by its name in the user's program.
+      form: how XLA:TPU carries it out under ``jit``: ``windowed`` (a product and its scattering
+        piece by piece), ``whole`` (by an all-reduce), or empty: as it is.
     """
 
     kind: str
@@ -73,6 +75,7 @@ class CollectiveUse:
     count: int
     seconds: float
     value: str
+    form: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,12 @@ from autopar.core.plan import (
     ValuePlan,
 )
 from autopar.cost_model import Cluster, Resharder
+from autopar.cost_model.hardware import Level
 from autopar.cost_model.overlap import step_time
 from autopar.cost_model.work import itemsize
 from autopar.passes.trace import Step, source_name
 from autopar.search.domains import State
+from autopar.search.forms import Forms
 from autopar.search.graph import Edge, Node
 from autopar.search.memory import MemoryModel
 from autopar.search.network import TICK_S
@@ -66,22 +68,27 @@ def outputs(step: Step, problem: Problem, states: Sequence[State]) -> tuple[Valu
 
 
 def collectives(
-    step: Step, problem: Problem, states: Sequence[State], resharder: Resharder
+    step: Step,
+    problem: Problem,
+    states: Sequence[State],
+    resharder: Resharder,
+    levels: Sequence[Level],
 ) -> tuple[CollectiveUse, ...]:
-    """Every collective of one step, those of the same value, kind, axis and size together."""
-    counts: dict[tuple[str, str, int, str], int] = defaultdict(int)
-    seconds: dict[tuple[str, str, int, str], float] = defaultdict(float)
+    """Every collective of one step, those alike together. ``levels``: those of the cluster."""
+    counts: dict[tuple[str, str, int, str, str], int] = defaultdict(int)
+    seconds: dict[tuple[str, str, int, str, str], float] = defaultdict(float)
+    nodes, forms = problem.graph.nodes, Forms(problem.graph, problem.mesh, levels)
     for edge, left, right in (*problem.moves(states), *_unrestings(problem, states)):
         path = resharder.path(edge.shape, edge.itemsize, left, right, coalesced=edge.coalesced)
-        for one in path:
+        for one, form in zip(path, forms.of(path, edge, left), strict=True):
             if one.bytes == 0:
                 continue
-            key = (one.kind, one.axis, one.bytes, _value_name(step, problem.graph.nodes, edge))
+            key = (one.kind, one.axis, one.bytes, _value_name(step, nodes, edge), form)
             counts[key] += edge.weight
             seconds[key] += edge.weight * one.seconds
     return tuple(
-        CollectiveUse(kind, axis, size, count, seconds[kind, axis, size, value], value)
-        for (kind, axis, size, value), count in sorted(counts.items())
+        CollectiveUse(*key[:3], count, seconds[key], *key[3:])
+        for key, count in sorted(counts.items())
     )
 
 
@@ -119,7 +126,7 @@ def prediction(
     """Sums the plan up. Compute is what is left of the objective when communication is taken."""
     states = problem.states(choice)
     resharder = problem.resharder
-    moved = collectives(step, problem, states, resharder)
+    moved = collectives(step, problem, states, resharder, cluster.levels)
     comm = sum(one.seconds for one in moved)
     exposed = comm
     if moved and cluster.chip.overlap != "none":

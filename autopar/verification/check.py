@@ -81,7 +81,7 @@ def report_of(
         predicted=predicted_traffic(
             plan,
             scatters=(backend, lowering) != ("cpu", "jit"),
-            windowed=(backend, lowering) == ("tpu", "jit"),
+            tpu=lowering if backend == "tpu" else None,
         ),
         compiled=compiled_traffic(program.collectives),
         predicted_compute_s=plan.predicted.compute_s,

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from autopar.core.plan import Plan
+from autopar.core.plan import CollectiveUse, Plan
 from autopar.core.text import format_bytes, format_seconds
+from autopar.cost_model import Cluster
+from autopar.cost_model.hardware import Level
+from autopar.cost_model.whole import gathers_by_reduction, scatters_by_reduction
 from autopar.verification.hlo import Collective, wire_bytes
 from autopar.verification.numerics import Numerics
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-LEAST_WINDOWED = 4
-"""Devices round a ring, at least, for a product to be computed piece by piece along it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,29 +138,35 @@ class Report:
 
 
 def predicted_traffic(
-    plan: Plan, scatters: bool = True, windowed: bool = False
+    plan: Plan, scatters: bool = True, tpu: str | None = None
 ) -> tuple[Traffic, ...]:
     """What the plan says is sent.
 
     Args:
       scatters: whether reduce-scatters count as such, and not as all-reduces.
-      windowed: whether those of matrix products run as windowed loops, which pass their sums round
+      tpu: ``jit`` or ``shard_map`` where XLA:TPU compiles. Windowed products pass their sums round
         the ring both ways: so each device sends two more parts than it must.
     """
     sizes = dict(zip(plan.mesh.names, plan.mesh.sizes, strict=True))
-    made = {(one.value, one.bytes) for one in plan.predicted.collectives}
+    levels = Cluster.from_dict(plan.cluster).levels
     found: list[tuple[str, str, float, int]] = []
     for one in plan.predicted.collectives:
         size = sizes[one.axis]
-        kind = one.kind if scatters or one.kind != "reduce-scatter" else "all-reduce"
+        whole = one.form == "whole" if tpu == "jit" else tpu and _is_whole(one, size, levels)
+        reduced = whole or (one.kind == "reduce-scatter" and not scatters)
+        kind = "all-reduce" if reduced else one.kind
         sent = wire_bytes(kind, one.bytes, size)
-        product = one.value.removesuffix(" (grad)").endswith("dot_general")
-        # Several axes are one ring: what is scattered further gets no parts of its own.
-        last = (one.value, one.bytes // size) not in made
-        if windowed and kind == "reduce-scatter" and product and last and size >= LEAST_WINDOWED:
+        if tpu == "jit" and one.form == "windowed":
             sent += 2 * one.bytes / size
         found.append((kind, one.axis, sent, one.count))
     return _summed(found)
+
+
+def _is_whole(one: CollectiveUse, size: int, levels: Sequence[Level]) -> bool:
+    """Whether XLA:TPU makes an all-reduce of an explicit collective."""
+    if one.kind == "reduce-scatter":
+        return scatters_by_reduction(levels, size)
+    return one.kind == "all-gather" and gathers_by_reduction(levels, size, one.bytes)
 
 
 def compiled_traffic(found: Iterable[Collective]) -> tuple[Traffic, ...]:

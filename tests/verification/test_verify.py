@@ -130,18 +130,33 @@ def test_the_command_prints_a_table_or_json(tmp_path: Any):
     assert "leave out --cluster" in refused.stderr
 
 
-def test_windowed_scatters_send_two_parts_more_and_only_where_they_end():
-    plan = autopar.plan(step, *ARGS, cluster=TPUS, mesh=(4, 2), search="fsdp")
+def test_traffic_follows_the_forms_under_jit_and_the_slice_under_shard_map():
+    slice_ = autopar.Cluster.preset("tpu-v5e", (4, 4))
+    plan = autopar.plan(step, *ARGS, cluster=slice_, mesh=(16,), search="data")
     uses = (
-        CollectiveUse("reduce-scatter", "data", 4096, 1, 0.0, "up/dot_general (grad)"),
-        CollectiveUse("reduce-scatter", "model", 1024, 1, 0.0, "up/dot_general (grad)"),
-        CollectiveUse("reduce-scatter", "data", 8000, 1, 0.0, "down/dot_general (grad)"),
-        CollectiveUse("reduce-scatter", "data", 400, 1, 0.0, "norm/reduce_sum (grad)"),
+        CollectiveUse("reduce-scatter", "data", 1600, 1, 0.0, "up", "windowed"),
+        CollectiveUse("reduce-scatter", "data", 320, 1, 0.0, "down", "whole"),
+        CollectiveUse("all-gather", "data", 160, 1, 0.0, "norm"),
     )
     predicted = dataclasses.replace(plan.predicted, collectives=uses)
     plan = dataclasses.replace(plan, predicted=predicted)
-    plain, windowed = (
-        {t.axis: t.wire_bytes for t in predicted_traffic(plan, windowed=w)} for w in (False, True)
+    plain, jit, exact = (
+        {t.kind: t.wire_bytes for t in predicted_traffic(plan, tpu=how)}
+        for how in (None, "jit", "shard_map")
     )
-    assert plain == {"data": 3072 + 6000 + 300, "model": 512}
-    assert windowed == {"data": plain["data"] + 2 * 8000 / 4, "model": 512}
+    assert plain == {"reduce-scatter": 1800, "all-gather": 150}
+    assert jit == {"reduce-scatter": 1700, "all-reduce": 600, "all-gather": 150}
+    assert exact == {"all-reduce": 3600, "all-gather": 150}
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "form"),
+    [((4, 4), 8192, "windowed"), ((4, 4), 4096, "whole"), ((2, 4), 4096, "")],
+)
+def test_gradients_are_scattered_in_the_form_that_the_compiler_gives_them(shape, rows, form):
+    slice_ = autopar.Cluster.preset("tpu-v5e", shape)
+    args = (PARAMS, jax.ShapeDtypeStruct((rows, 64), jnp.float32))
+    mesh = shape[0] * shape[1]
+    plan = autopar.plan(step, *args, cluster=slice_, mesh=mesh, search="fsdp")
+    scattered = [one for one in plan.predicted.collectives if one.kind == "reduce-scatter"]
+    assert {one.form for one in scattered if "dot_general" in one.value} == {form}

@@ -1,0 +1,114 @@
+"""In what form XLA:TPU carries out a collective under ``jit``, where it is not the plain one.
+
+* A matrix product that is reduce-scattered over 4 to 32 devices, its contraction longer than 4096,
+  is computed piece by piece along the ring (*windowed*), unless the dimension that is scattered was
+  split already, or the devices are all of a 2x2 slice.
+* Convolutions, but for kernels' gradients, and what ``cost_model.whole`` says, are reduced *whole*.
+
+Steps of one kind over several axes are one collective. Measured: v5e, libtpu 0.0.42.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jax.extend.core import JaxprEqn
+
+from autopar.core.layout import Layout, Split, is_partial
+from autopar.core.mesh import MeshSpec
+from autopar.cost_model.hardware import Level
+from autopar.cost_model.reshard import Collective
+from autopar.cost_model.whole import gathers_by_reduction, scatters_by_reduction
+from autopar.cost_model.work import shape_of
+from autopar.search.graph import Edge, Graph
+
+Form = Literal["", "windowed", "whole"]
+
+WINDOWED = range(4, 33)
+"""Devices round the ring of a windowed product."""
+
+LEAST_CONTRACTION = 4096
+"""What a windowed product's contraction must be longer than, over all devices."""
+
+
+@dataclass(frozen=True)
+class Forms:
+    """Tells the forms of collectives on one mesh, of a cluster of ``levels``."""
+
+    graph: Graph
+    mesh: MeshSpec
+    levels: Sequence[Level]
+
+    def of(self, path: Sequence[Collective], edge: Edge, left: Layout) -> tuple[Form, ...]:
+        """The form of every step of ``path``, which an edge takes from layout ``left``."""
+        return tuple(self._form(step, path, edge.src, left) for step in path)
+
+    def _form(self, step: Collective, path: Sequence[Collective], made: int, left: Layout) -> Form:
+        alike = [one for one in path if one.kind == step.kind]
+        if step.kind == "all-gather":
+            payload = max(one.bytes for one in alike)
+            summed = gathers_by_reduction(self.levels, self._size(alike), payload)
+            return "whole" if summed else ""
+        if step.kind != "reduce-scatter":
+            return ""
+        target, (eqn, moved) = self._target(step), self._made_by(made)
+        sizes = zip(left, self.mesh.sizes, strict=True)
+        size = math.prod(n for p, n in sizes if is_partial((p,)) or (moved and p == target))
+        windowed = _is_windowed(eqn, size, self.mesh.device_count)
+        if windowed and (moved or target not in left):
+            return "" if step is not path[-1] or is_partial(step.layout) else "windowed"
+        whole = scatters_by_reduction(self.levels, size) or _is_convolved(eqn)
+        return "whole" if whole else ""
+
+    def _size(self, steps: Sequence[Collective]) -> int:
+        return math.prod(self.mesh.sizes[self.mesh.names.index(one.axis)] for one in steps)
+
+    def _target(self, step: Collective) -> Split:
+        target = step.layout[self.mesh.names.index(step.axis)]
+        assert isinstance(target, Split), "a reduce-scatter splits a dimension"
+        return target
+
+    def _made_by(self, index: int) -> tuple[JaxprEqn | None, bool]:
+        """The equation that made a value, and whether it was transposed since.
+
+        If so, what splits it by now may be a part of the same scattering.
+        """
+        node, moved = self.graph.nodes[index], False
+        while index in self._sources and (node.kind == "hub" or _is_transpose(node.eqn)):
+            moved = moved or node.kind != "hub"
+            index = self._sources[index]
+            node = self.graph.nodes[index]
+        return node.eqn, moved
+
+    @functools.cached_property
+    def _sources(self) -> dict[int, int]:
+        """Where the first operand of each node comes from."""
+        return {edge.dst: edge.src for edge in self.graph.edges if edge.slot == 0}
+
+
+def _is_transpose(eqn: JaxprEqn | None) -> bool:
+    return eqn is not None and eqn.primitive.name == "transpose"
+
+
+def _is_windowed(eqn: JaxprEqn | None, size: int, devices: int) -> bool:
+    if eqn is None or eqn.primitive.name != "dot_general" or size not in WINDOWED:
+        return False
+    (contracting, _), _ = eqn.params["dimension_numbers"]
+    length = math.prod(shape_of(eqn.invars[0].aval)[dim] for dim in contracting)
+    return length > LEAST_CONTRACTION and (size, devices) != (4, 4)
+
+
+def _is_convolved(eqn: JaxprEqn | None) -> bool:
+    """Whether a convolution made a value, but for kernels' gradients: their windows are larger."""
+    if eqn is None or eqn.primitive.name != "conv_general_dilated":
+        return False
+    numbers = eqn.params["dimension_numbers"]
+    window, result = (
+        math.prod(shape_of(var.aval)[dim] for dim in spec[2:])
+        for var, spec in ((eqn.invars[1], numbers.rhs_spec), (eqn.outvars[0], numbers.out_spec))
+    )
+    return window <= result
