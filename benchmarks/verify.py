@@ -4,8 +4,9 @@
 
 Needs libtpu (the extra ``tpu``), no TPU. What was compiled before is read from FILE, so that a run
 may be cut off; ``--again`` compiles anew. ``--quick`` compiles only until memory and collectives
-are settled, and says nothing of compute. Every third case was held out while the memory model was
-made to fit the others: it is marked, and summed up apart.
+are settled, and says nothing of compute. Plans by a named strategy are asked for again with 0.8 of
+the memory they are said to need, nothing recomputed: that must be refused. Every third case was
+held out while the memory model was made to fit the others: it is marked, and summed up apart.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import autopar
+from autopar.core.errors import InfeasibleError
 from autopar.core.text import format_bytes
 from autopar.cost_model import parse_cluster
 from autopar.models import preset
@@ -34,6 +36,9 @@ from autopar.verification.check import report_of
 
 AMPLE = 2**45
 """Memory enough that no plan is chosen for its memory."""
+
+TIGHT = 0.8
+"""Of what a plan is said to need: so much must be too little."""
 
 GPT = {"d_model": 1024, "heads": 16, "seq": 1024, "vocab": 32000}
 LLAMA = {"d_model": 1024, "heads": 16, "kv_heads": 4, "d_ff": 2816, "vocab": 32000, "seq": 1024}
@@ -139,7 +144,9 @@ CASES = (
 )
 
 
-def planned(case: Case) -> tuple[Any, tuple[Any, ...], autopar.Plan]:
+def planned(
+    case: Case, memory: int = AMPLE, **options: Any
+) -> tuple[Any, tuple[Any, ...], autopar.Plan]:
     """The step of a case, its arguments, its plan."""
     workload = preset(case.model, **case.overrides)
     batch = workload.abstract_batch(case.batch)
@@ -150,7 +157,8 @@ def planned(case: Case) -> tuple[Any, tuple[Any, ...], autopar.Plan]:
         cluster=parse_cluster(case.cluster),
         mesh=case.mesh,
         search=case.search,
-        memory=AMPLE,
+        memory=memory,
+        **options,
     )
     return workload.train_step, args, plan
 
@@ -168,6 +176,17 @@ def early(case: Case, folder: Path) -> autopar.Report:
     return report_of(plan, parse_cluster(case.cluster), program, "tpu", case.lowering, None)
 
 
+def is_refused(case: Case, memory: int) -> bool | None:
+    """Whether a plan by a named strategy is called infeasible; ``None`` for what is searched."""
+    if case.search == "optimal":
+        return None
+    try:
+        planned(case, memory, remat="none", offload="none")
+    except InfeasibleError:
+        return True
+    return False
+
+
 def run(case: Case, quick: bool) -> dict[str, Any]:
     """Plans and compiles one case."""
     began = time.perf_counter()
@@ -179,6 +198,7 @@ def run(case: Case, quick: bool) -> dict[str, Any]:
     return {
         "case": asdict(case),
         "report": report.to_dict(),
+        "refused": is_refused(case, int(TIGHT * report.predicted_peak_bytes)),
         "seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -222,6 +242,18 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
                 )
 
 
+def feasibility(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Whether what was called infeasible is, and what was called feasible too."""
+    fixed = [row for row in rows if row["refused"] is not None]
+    refused = [row["report"] for row in fixed if row["refused"]]
+    need = [r["compiled_peak_bytes"] > TIGHT * r["predicted_peak_bytes"] for r in refused]
+    fits = sum(row["report"]["fits"] for row in rows)
+    return (
+        f"given {TIGHT} of what they are said to need: {len(refused)} of {len(fixed)} refused, "
+        f"{sum(need)} of these compile to more; within the chip's memory: {fits} of {len(rows)}"
+    )
+
+
 def _percent(error: float | None) -> str:
     return "" if error is None else f"{error:+.1%}"
 
@@ -251,7 +283,7 @@ def main() -> None:
         write_json(path, known)
     rows = [known[case.name] for case in chosen if case.name in known]
     console.print(table(rows))
-    for line in summary(rows):
+    for line in (*summary(rows), feasibility(rows)):
         console.print(line)
 
 
