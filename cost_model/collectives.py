@@ -10,6 +10,7 @@ of one hop and ``h`` the hops (``n/2`` round a ring, ``n-1`` along a line)::
     collective-permute    a +     V / (one direction of W)
     slice               0                           (every device keeps a part of what it has)
 
+Where a link has no reduce-scatter (``Link.scatters``), one costs what an all-reduce does.
 The **payload is the full local buffer**: the gathered result of an all-gather, the unreduced
 operand of a reduce-scatter or all-reduce, the local operand (as large as the result) of an
 all-to-all or a permute. Sources: "How to Scale Your Model" (jax-ml.github.io/scaling-book, chapter
@@ -50,7 +51,8 @@ def collective_line(kind: CollectiveKind, link: Link, size: int) -> tuple[float,
     if kind == "all-to-all":
         exchange = link.exchange_bandwidth or 4.0 * link.bandwidth / size
         return hops * link.latency_s, 1.0 / exchange
-    rounds = 2.0 if kind == "all-reduce" else 1.0
+    reduces = kind == "all-reduce" or (kind == "reduce-scatter" and not link.scatters)
+    rounds = 2.0 if reduces else 1.0
     return rounds * hops * link.latency_s, rounds * (size - 1) / size / link.bandwidth
 
 

@@ -137,6 +137,7 @@ class Link:
       hops: hops of one all-gather; ``None``: half the ring, or the whole line.
       exchange_bandwidth: bytes/s at which a device gets its local buffer through an all-to-all;
         ``None``: that of a ring or line of ``bandwidth``.
+      scatters: whether there is a reduce-scatter, or an all-reduce is made of it (``whole``).
     """
 
     name: str
@@ -145,6 +146,7 @@ class Link:
     wrap: bool = False
     hops: float | None = None
     exchange_bandwidth: float | None = None
+    scatters: bool = True
 
 
 def chip_from_dict(data: Mapping[str, object]) -> Chip:

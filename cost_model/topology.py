@@ -17,12 +17,14 @@ positions, ``step`` apart. From the inside out:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model.hardware import Level, Link
+from autopar.cost_model.whole import WHOLE_DEVICES, scatters_by_reduction
 
 TIME_LINK = Link("time", math.inf, 0.0)
 """A time axis moves nothing between devices."""
@@ -130,9 +132,16 @@ def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
 def axis_links(levels: Sequence[Level], mesh: MeshSpec) -> tuple[Link, ...]:
     """The effective link of every axis of ``mesh``, in mesh order."""
     return tuple(
-        TIME_LINK if axis.kind == "time" else link_of_parts(axis_parts(levels, stride, axis.size))
+        TIME_LINK if axis.kind == "time" else _axis_link(levels, stride, axis.size)
         for axis, stride in zip(mesh.axes, axis_strides(mesh), strict=True)
     )
+
+
+def _axis_link(levels: Sequence[Level], stride: int, size: int) -> Link:
+    link = link_of_parts(axis_parts(levels, stride, size))
+    # Over fewer chips products are mostly computed piece by piece round a ring (``search.forms``).
+    whole = size >= WHOLE_DEVICES and scatters_by_reduction(levels, size)
+    return dataclasses.replace(link, scatters=False) if whole else link
 
 
 def factorizations(count: int, axes: int) -> Iterator[tuple[int, ...]]:

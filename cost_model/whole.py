@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from autopar.cost_model.hardware import Level
 
 LEAST_SIDE = 4
-GATHERING_DEVICES = 64
+WHOLE_DEVICES = 64
 SUMMED_GATHER_BYTES = 16 * 2**20
 
 
@@ -30,4 +30,4 @@ def gathers_by_reduction(levels: Sequence[Level], size: int, payload_bytes: floa
     whole = len(levels) == 2 and size == math.prod(level.size for level in levels)
     torus = all(level.kind == "torus" for level in levels)
     small = payload_bytes <= SUMMED_GATHER_BYTES
-    return whole and torus and size >= GATHERING_DEVICES and small
+    return whole and torus and size >= WHOLE_DEVICES and small

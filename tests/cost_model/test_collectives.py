@@ -93,3 +93,14 @@ def test_more_bytes_never_cost_less(
 def test_all_reduce_is_scatter_then_gather(payload: float, size: int) -> None:
     parts = [collective_seconds(k, payload, RING, size) for k in ("reduce-scatter", "all-gather")]
     assert collective_seconds("all-reduce", payload, RING, size) == pytest.approx(sum(parts))
+
+
+def test_a_reduce_scatter_over_a_whole_square_slice_costs_an_all_reduce() -> None:
+    slice_ = Cluster.preset("tpu-v5e", (8, 8))
+    whole = slice_.axis_links(MeshSpec.of((64,)))[0]
+    scattered, reduced, gathered = (
+        collective_seconds(kind, 2**26, whole, 64)
+        for kind in ("reduce-scatter", "all-reduce", "all-gather")
+    )
+    assert scattered == reduced == pytest.approx(2 * gathered)
+    assert all(link.scatters for link in slice_.axis_links(MeshSpec.of((16, 4))))
