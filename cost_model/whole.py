@@ -18,7 +18,7 @@ SUMMED_GATHER_BYTES = 16 * 2**20
 
 
 def scatters_by_reduction(levels: Sequence[Level], size: int) -> bool:
-    """Whether a reduce-scatter over ``size`` devices of a cluster of ``levels`` is an all-reduce."""
+    """Whether a reduce-scatter over ``size`` devices of a cluster is an all-reduce."""
     sides = {level.size for level in levels}
     square = len(levels) == 2 and len(sides) == 1 and min(sides) >= LEAST_SIDE
     torus = all(level.kind == "torus" for level in levels)
