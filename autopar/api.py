@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, overload
 
 import jax
 
@@ -13,14 +13,11 @@ from autopar.core.compat import Device
 from autopar.core.errors import OptionError
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster
-from autopar.parallelized import Parallelized
+from autopar.parallelized import Args, Parallelized, Result
 from autopar.passes.trace import trace
 from autopar.planning import Mesh, plan_traced
 from autopar.search.options import Progress
 from autopar.verification import Report, check
-
-Args = ParamSpec("Args")
-Result = TypeVar("Result")
 
 
 def plan(

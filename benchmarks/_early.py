@@ -9,8 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,12 +47,21 @@ class Early:
         )
 
 
-def compile_early(compile_: Callable[..., object], *args: object, folder: Path) -> Early:
-    """What ``compile_(*args)``, run in a process of its own, dumps into ``folder``.
+def compile_early(compile_: Callable[..., object], *args: object) -> Early:
+    """What ``compile_(*args)``, run in a process of its own, dumps.
 
     Raises:
       AutoparError: the process ended and had dumped nothing.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        _dump(compile_, args, Path(folder))
+        found = next(Path(folder).glob(_STEP + _REPORT), None)
+        if found is None:
+            raise AutoparError("the compiler ended before it had assigned buffers")
+        return _read(str(found).removesuffix(_REPORT))
+
+
+def _dump(compile_: Callable[..., object], args: Sequence[object], folder: Path) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_dump_to={folder} --xla_dump_hlo_as_text"
     try:
@@ -65,10 +75,6 @@ def compile_early(compile_: Callable[..., object], *args: object, folder: Path) 
         child.join()
     finally:
         os.environ["XLA_FLAGS"] = flags
-    found = next(folder.glob(_STEP + _REPORT), None)
-    if found is None:
-        raise AutoparError("the compiler ended before it had assigned buffers")
-    return _read(str(found).removesuffix(_REPORT))
 
 
 def _read(stem: str) -> Early:

@@ -15,7 +15,6 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from _common import require_tpu_compiler, write_json
@@ -130,9 +129,7 @@ def main() -> None:
         if best is None:
             continue
         if options.early:
-            with TemporaryDirectory() as folder:
-                early = compile_early(compiled, best, folder=Path(folder))
-            best = replace(best, compiled_bytes=early.peak_bytes)
+            best = replace(best, compiled_bytes=compile_early(compiled, best).peak_bytes)
         elif options.confirm:
             best = replace(best, compiled_bytes=compiled(best))
         rows.append(best)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -149,9 +148,7 @@ class Compiler:
     def measured(self, plan: Plan) -> tuple[int, int]:
         """Peak in bytes and cycles, of which there are none early."""
         if self.early:
-            with tempfile.TemporaryDirectory() as folder:
-                args = self.case, self.variant, to_json(plan)
-                return compile_early(_peak, *args, folder=Path(folder)).peak_bytes, 0
+            return compile_early(_peak, self.case, self.variant, to_json(plan)).peak_bytes, 0
         bound = PlannedStep(self.step, plan, topology_devices(CHIP))
         args = self.step.in_tree.unflatten(self.step.in_avals)
         with compiler_environment():

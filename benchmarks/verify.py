@@ -15,7 +15,6 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -169,9 +168,9 @@ def whole(case: Case) -> autopar.Report:
     return autopar.verify(step, plan, *args, backend="tpu", lowering=case.lowering)
 
 
-def early(case: Case, folder: Path) -> autopar.Report:
-    """A case's plan beside what the compiler dumps into ``folder`` once buffers are assigned."""
-    program = compile_early(whole, case, folder=folder)
+def early(case: Case) -> autopar.Report:
+    """A case's plan beside what the compiler dumps once buffers are assigned."""
+    program = compile_early(whole, case)
     _, _, plan = planned(case)
     return report_of(plan, parse_cluster(case.cluster), program, "tpu", case.lowering, None)
 
@@ -190,11 +189,7 @@ def is_refused(case: Case, memory: int) -> bool | None:
 def run(case: Case, quick: bool) -> dict[str, Any]:
     """Plans and compiles one case."""
     began = time.perf_counter()
-    if quick:
-        with tempfile.TemporaryDirectory() as folder:
-            report = early(case, Path(folder))
-    else:
-        report = whole(case)
+    report = early(case) if quick else whole(case)
     return {
         "case": asdict(case),
         "report": report.to_dict(),

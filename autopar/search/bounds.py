@@ -41,6 +41,9 @@ Costs = NDArray[np.float64]
 CAP = 1e13
 """Ticks; costs above it count as this (2.8 hours): sums stay exact to a fraction of a tick."""
 
+SWEEPS = 4
+"""Sweeps forth and back in a round."""
+
 ROUNDING = 1e-6
 """Share of the objective that rounding may cost a bound; it is given away."""
 
@@ -107,6 +110,11 @@ class Messages:
     def left(self) -> Network:
         """What is left of the network."""
         return self.network.restricted(self.values)
+
+    def round(self) -> None:
+        """``SWEEPS`` times through the variables, forth and back."""
+        for turn in range(2 * SWEEPS):
+            self.sweep(turn % 2 == 1)
 
     def sweep(self, back: bool) -> None:
         """Once through the variables, forth or back."""

@@ -26,9 +26,6 @@ NEAR = 1e-3
 RISES = 1e-4
 """Share of the cost by which a round must raise the bound to be followed by another."""
 
-SWEEPS = 4
-"""Sweeps forth and back in a round."""
-
 
 def certified(step: Step, cluster: Cluster, plan: Plan, options: Options) -> Plan:
     """The plan, its bound one for plans whose repeated layers differ too.
@@ -57,8 +54,7 @@ def lower_bound(network: Network, cost: int, seconds: float) -> int:
     deadline = time.monotonic() + seconds
     work, before = Messages(network), -1
     while work.bound < (1 - NEAR) * cost and time.monotonic() < deadline:
-        for turn in range(2 * SWEEPS):
-            work.sweep(turn % 2 == 1)
+        work.round()
         work.raise_bound()
         if work.bound - before <= RISES * cost:
             break

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autopar.search.bounds import Messages
+from autopar.search.bounds import SWEEPS, Messages
 from autopar.search.network import FORBIDDEN, IntArray, Network, Solution
 from autopar.search.shrink import Undo, shrink
 from autopar.search.solvers import Solver, default_solver, descend
@@ -36,9 +36,6 @@ SMALL = 50_000
 
 LARGE = 3_000_000
 """Table entries of a shrunk network with limits up to which a solver gets it as it is."""
-
-SWEEPS = 4
-"""Sweeps forth and back between two rounds of ruling out."""
 
 SETTLED = 1e-3
 """Share by which a round raises a bound that has yet to settle."""
@@ -154,8 +151,7 @@ def _within(work: Messages, target: int, solver: Solver, deadline: float, enough
         if time.monotonic() > deadline:
             break
         entries = work.entries
-        for turn in range(2 * SWEEPS):
-            work.sweep(turn % 2 == 1)
+        work.round()
         possible = work.rule_out(target)
     if not possible:
         return Solution(None, FORBIDDEN, target + 1, "infeasible")
