@@ -22,6 +22,7 @@ from autopar.core import compat
 from autopar.core.compat import PyTreeDef
 from autopar.core.errors import AutoparError, OptionError, PlanError, TraceError
 from autopar.passes.fingerprint import Signatures, aval_text, fingerprint, function_name
+from autopar.passes.fold import Fold, fold
 from autopar.passes.offload import Update, shares, stacks, updates
 from autopar.passes.refine import refine
 from autopar.passes.remat import rematerialise
@@ -81,8 +82,17 @@ class Step:
 
         Both compute the same; each can be split in ways that the other cannot.
         """
+        if self.fold is not None:  # what is cut in blocks is so in every layer, or in none
+            part = self.fold.part.jaxpr
+            if refine(part, self.signatures) is part:
+                return (self,)
         refined = refine(self.jaxpr, self.signatures)
         return (self,) if refined is self.jaxpr else (self, replace(self, jaxpr=refined))
+
+    @cached_property
+    def fold(self) -> Fold | None:
+        """The step on few of its layers, if they repeat (see ``fold``)."""
+        return fold(self.jaxpr, self.ties, self.signatures)
 
     @cached_property
     def stacks(self) -> Mapping[str, Var]:

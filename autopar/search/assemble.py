@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -72,7 +72,7 @@ def assemble(
     network = assembler.network(variables, groups)
     domains = tuple(assembler.domains)
     found = (graph, mesh, domains, variables, groups, network, resharder)
-    return Problem(*found, without_rule(ops))
+    return Problem(*found, without_rule(ops, graph.copies.tolist()))
 
 
 @dataclass(slots=True)
@@ -205,14 +205,19 @@ class _Assembler:
         """Sums costs over the nodes and edges of each variable, or pair of variables."""
         unary: dict[int, IntArray] = {}
         known = {id(cost): cost for cost in self.costs}
-        counts = Counter(zip(variables, map(id, self.costs), strict=True))
+        counts: dict[tuple[int, int], int] = defaultdict(int)
+        for one, cost, copies in zip(
+            variables, self.costs, self.graph.copies.tolist(), strict=True
+        ):
+            counts[one, id(cost)] += copies
         for (variable, which), count in counts.items():  # nodes alike share their costs
             cost = known[which] * count
             unary[variable] = unary[variable] + cost if variable in unary else cost
         pairs: dict[tuple[int, int], IntArray] = {}
         first = numbered(groups)[1]
         weights = np.zeros(len(first), np.int64)
-        np.add.at(weights, groups, [edge.weight for edge in self.graph.edges])
+        every = np.array([edge.weight for edge in self.graph.edges], np.int64)
+        np.add.at(weights, groups, every * self.graph.edge_copies)
         for place, weight in zip(first.tolist(), weights.tolist(), strict=True):
             edge = self.graph.edges[place]
             src, dst = variables[edge.src], variables[edge.dst]

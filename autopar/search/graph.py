@@ -90,6 +90,8 @@ class Graph:
       heads: for each node, whether only light work on inputs precedes it: weights and their casts.
       ends: the nodes of each edge, ``[edge, 2]``.
       uses: of each edge a number; equal ones for the same price, given the states of the ends.
+      copies: how many nodes of the step each node stands for (see ``passes.fold``).
+      edge_copies: how many uses each edge stands for.
     """
 
     nodes: tuple[Node, ...]
@@ -100,6 +102,13 @@ class Graph:
     heads: tuple[bool, ...]
     ends: IntArray
     uses: IntArray
+    copies: IntArray
+    edge_copies: IntArray
+
+    @property
+    def size(self) -> int:
+        """The nodes of the step."""
+        return int(self.copies.sum())
 
 
 _Use = tuple[Var, int, int, int, int]
@@ -245,7 +254,8 @@ def _finish(builder: _Builder) -> Graph:
     hubs = [False] * (len(nodes) - len(heavy))
     heads = sides.heads([*heavy, *hubs], [*rests, *hubs], ends)
     parts = tuple(nodes), found, sources, frozenset(shared), tuple(tails), heads
-    return Graph(*parts, ends, np.array(edges.uses, np.int64))
+    once = np.ones(len(nodes), np.int64), np.ones(len(found), np.int64)
+    return Graph(*parts, ends, np.array(edges.uses, np.int64), *once)
 
 
 def _readers(builder: _Builder, rests: Sequence[bool]) -> list[list[int]]:

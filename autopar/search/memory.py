@@ -7,7 +7,6 @@ instant as a linear constraint, without those copies, so it never forbids what w
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,21 +14,21 @@ from types import MappingProxyType
 
 import numpy as np
 from jax.extend.core import Var
+from numpy.typing import NDArray
 
-from autopar.core.layout import Layout, Partial, Split, local_shape, shifted
 from autopar.core.plan import MemoryCurve
 from autopar.cost_model import Chip, format_bytes
 from autopar.cost_model.attention import NO_ATTENTION, attention_kernels
 from autopar.cost_model.fusion import all_bodies, fusion_borders
-from autopar.cost_model.memory import SHORT_KERNELS, Bytes, Extra, Timeline, liveness
-from autopar.cost_model.tiles import Minor, convolved, tiled_elements
-from autopar.cost_model.work import itemsize, shape_of
+from autopar.cost_model.memory import Bytes, Timeline, liveness
+from autopar.cost_model.tiles import convolved
 from autopar.passes.trace import Step, source_name
-from autopar.search.copies import UNROLLED_RING, Held, Streamed, held_hubs, streamed_operands
+from autopar.search.copies import held_hubs, streamed_operands
 from autopar.search.domains import State
-from autopar.search.graph import Edge, Graph
-from autopar.search.network import FORBIDDEN, IntArray, Limit, Network
+from autopar.search.graph import Graph
+from autopar.search.network import FORBIDDEN, Limit, Network
 from autopar.search.problem import Problem
+from autopar.search.program_memory import ProgramMemory
 
 PEAKS = 3
 """Instants limited in one round: fewer mean more rounds, more mean slower ones."""
@@ -37,6 +36,9 @@ PEAKS = 3
 
 SAMPLES = 240
 """Instants of a step that a plan tells the memory of."""
+
+AMID = 4
+"""A layer is in one piece if what runs amid it is so many times shorter."""
 
 SHOWN = 3
 """Values named where a plan does not fit."""
@@ -84,30 +86,85 @@ class MemoryModel:
         self.held = held_hubs(graph, self.timeline)
         self.streamed = streamed_operands(graph, self.timeline)
 
-    def on(self, problem: Problem) -> MeshMemory:
-        """The memory model of one mesh's problem."""
+    def program(self, problem: Problem) -> ProgramMemory:
+        """What the program holds on one mesh."""
         parts = (self.timeline, self.held, self.streamed, problem)
-        return MeshMemory(*parts, self.vmem_bytes, self.paths, self.tiles)
+        return ProgramMemory(*parts, self.vmem_bytes, self.paths, self.tiles)
+
+    def on(self, problem: Problem) -> MeshMemory:
+        """The memory of one mesh's problem."""
+        return MeshMemory(self.program(problem))
+
+
+@dataclass(frozen=True, slots=True)
+class Less:
+    """The memory of the same step with one layer less: the difference is what each layer adds.
+
+    Attributes:
+      nodes: the node of the step's graph for each of its own.
+      instants: its instant for each of the step's, or -1 where no other is like it.
+      generic: whether each instant of the step is of the layer that is left out.
+      times: how many layers more there are than in the program that the search looks at.
+    """
+
+    program: ProgramMemory
+    nodes: Sequence[int]
+    instants: NDArray[np.intp]
+    generic: NDArray[np.bool_]
+    times: int
+
+    def states(self, states: Sequence[State]) -> tuple[State, ...]:
+        """Of its own nodes."""
+        return tuple([states[node] for node in self.nodes])
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """Bytes at every instant of the step, by category.
+
+    Attributes:
+      places: of each instant, that of the program that the search looks at.
+      exact: whether it is an instant of that program, and not of a layer that another stands for.
+    """
+
+    parts: Mapping[str, Bytes]
+    places: NDArray[np.intp]
+    exact: NDArray[np.bool_]
+
+    @property
+    def peak(self) -> int:
+        """The instant of the most bytes."""
+        return int(np.argmax(np.where(self.exact, sum(self.parts.values()), -1.0)))
 
 
 @dataclass(slots=True)
 class MeshMemory:
-    """Bytes of every buffer in every state, on one mesh."""
+    """What a step holds on one mesh.
 
-    timeline: Timeline
-    held: tuple[Held, ...]
-    streamed: Mapping[int, tuple[int, tuple[Streamed, ...]]]
-    problem: Problem
-    vmem_bytes: int
-    paths: Mapping[Var, str]
-    tiles: Mapping[Var, Minor]
-    _tables: dict[object, IntArray] = field(default_factory=dict)
-    _sizes: dict[object, int] = field(default_factory=dict)
+    Where layers are folded, bytes are linear in the number of layers at every instant of a layer
+    that is kept, and between these in the others: so the peak lies in one that is kept.
+    """
+
+    program: ProgramMemory
+    less: tuple[Less, ...] = ()
+    _known: NDArray[np.intp] = field(init=False)
+
+    def __post_init__(self) -> None:
+        known = np.ones(self.program.timeline.instants, np.bool_)
+        for less in self.less:
+            known &= less.instants >= 0
+        self._known = np.flatnonzero(known)
+
+    @property
+    def vmem_bytes(self) -> int:
+        """Of on-chip memory."""
+        return self.program.vmem_bytes
 
     def peak(self, states: Sequence[State], pieces: bool = True) -> tuple[int, int]:
         """``(instant, bytes)`` at which a choice holds the most; ``pieces``: see ``Streamed``."""
-        extras = self._extras(states, pieces)
-        return self.timeline.peak(self._bytes_of(states), extras, self.vmem_bytes)
+        live = self._live(states, pieces)
+        place = int(np.argmax(live))
+        return int(self._known[place]), int(live[place])
 
     def over(self, states: Sequence[State], budget: int) -> list[tuple[int, int, int]]:
         """``(instant, bytes, bytes of copies)`` of the ``PEAKS`` highest peaks above ``budget``.
@@ -115,60 +172,39 @@ class MeshMemory:
         A peak is no lower than its neighbours, so that one limit stands for those around it. The
         copies are what a limit leaves out, less what it counts though it is on the chip.
         """
-        bytes_of, extras = self._bytes_of(states), list(self._extras(states))
-        live = self.timeline.profile(bytes_of, extras, self.vmem_bytes)
+        live = self._live(states)
         padded = np.concatenate(([0.0], live, [0.0]))
         is_peak = (live > budget) & (live >= padded[:-2]) & (live > padded[2:])
         found = sorted(np.flatnonzero(is_peak), key=lambda i: (-live[i], i))[:PEAKS]
-        return [(int(i), int(live[i]), int(live[i]) - self._load(int(i), states)) for i in found]
+        known = [(int(self._known[i]), int(live[i])) for i in found]
+        return [(i, size, size - self._load(i, states)) for i, size in known]
+
+    def _live(self, states: Sequence[State], pieces: bool = True) -> Bytes:
+        """Bytes at the instants known."""
+        base = self.program.live(states, pieces)
+        total = base.copy()
+        for less in self.less:
+            other = less.program.live(less.states(states), pieces)
+            total += less.times * (base - other[less.instants])
+        return total[self._known]
 
     def _load(self, instant: int, states: Sequence[State]) -> int:
         """What the limit at an instant counts of a choice."""
-        graph, total = self.problem.graph, 0.0
-        bytes_of = self._bytes_of(states)
-        for buffer in self.timeline.live_at(instant):
-            total += buffer.scale * bytes_of[buffer.var]
-        for start, end, size in self._standing(graph, states):
-            total += size if start <= instant <= end else 0.0
-        return int(total)
-
-    def stacked(self, states: Sequence[State]) -> Mapping[str, Bytes]:
-        """Bytes at every instant, by category: what ``breakdown`` and ``curve`` tell of."""
-        extras = list(self._extras(states))
-        return self.timeline.stacked(self._bytes_of(states), extras, self.vmem_bytes)
-
-    def breakdown(self, parts: Mapping[str, Bytes]) -> dict[str, int]:
-        """Bytes by category at the peak."""
-        instant = int(np.argmax(sum(parts.values())))
-        return {name: int(held[instant]) for name, held in parts.items() if held[instant]}
-
-    def curve(self, parts: Mapping[str, Bytes]) -> MemoryCurve:
-        """Bytes by category over the step; of every stretch of it, at its fullest instant."""
-        total = np.sum(list(parts.values()), axis=0)
-        stretches = np.array_split(np.arange(len(total)), min(len(total), SAMPLES))
-        chosen = [int(stretch[np.argmax(total[stretch])]) for stretch in stretches]
-        held = {name: tuple(map(int, held[chosen])) for name, held in parts.items() if held.any()}
-        kernels = self.timeline.kernels
-        fullest = source_name(kernels[int(np.argmax(total))]) if kernels else ""
-        return MemoryCurve(tuple(chosen), held, fullest)
-
-    def heaviest(self, states: Sequence[State]) -> str:
-        """The largest values at the peak, by name and size."""
-        return heaviest(self.timeline, self._bytes_of(states), self.peak(states)[0], self.paths)
+        total = own = self.program.load(instant, states)
+        for less in self.less:
+            other = less.program.load(int(less.instants[instant]), less.states(states))
+            total += less.times * (own - other)
+        return total
 
     def limit(self, instant: int, budget: int) -> Limit:
         """``live bytes at instant <= budget`` as a linear constraint over the variables."""
-        weights: dict[int, IntArray] = {}
-        for buffer in self.timeline.live_at(instant):
-            _add(weights, self.problem, *self._table(buffer.var, buffer.scale))
-        for node in self.problem.graph.nodes:
-            if node.kind == "input" and node.index in self.problem.graph.shared_inputs:
-                start, end = self.timeline.uses.get(node.var, (0, -1)) if node.var else (0, -1)
-                if start <= instant <= end:
-                    _add(weights, self.problem, node.index, self._copies(node.index))
-        for held in self.held:
-            if held.is_weight and held.start <= instant <= held.end:
-                _add(weights, self.problem, *self._table(held.var, 1.0))
+        own = self.program.weights(instant)
+        weights = dict(own)
+        for less in self.less:
+            other = less.program.weights(int(less.instants[instant]))
+            for part, sign in ((own, less.times), (other, -less.times)):
+                for variable, each in part.items():
+                    weights[variable] = weights.get(variable, np.zeros_like(each)) + sign * each
         room = budget + self.vmem_bytes  # short-lived values may lie on the chip
         return Limit({v: w for v, w in sorted(weights.items()) if w.any()}, room)
 
@@ -177,7 +213,7 @@ class MeshMemory:
 
         A kibibyte weighs as much as a microsecond, so that among light plans a fast one is found.
         """
-        network = self.problem.network
+        network = self.program.problem.network
         unary = [np.where(c < FORBIDDEN // 2, c // 1000, FORBIDDEN) for c in network.unary]
         for instant in instants:
             for variable, weight in self.limit(instant, 0).weights.items():
@@ -188,114 +224,97 @@ class MeshMemory:
         }
         return Network(tuple(unary), pairs)
 
-    def _bytes_of(self, states: Sequence[State]) -> dict[Var, int]:
-        found: dict[Var, int] = {}
-        sources = self.problem.graph.sources
-        for buffer in self.timeline.buffers:
-            node, port, shift = sources[buffer.var]
-            layout = _resting(self.problem, node, states, port)
-            found[buffer.var] = self._local_bytes(buffer.var, shifted(layout, shift))
-        return found
+    def heaviest(self, states: Sequence[State]) -> str:
+        """The largest values at the peak, by name and size."""
+        program = self.program
+        bytes_of = program.bytes_of(states)
+        return heaviest(program.timeline, bytes_of, self.peak(states)[0], program.paths)
 
-    def _extras(self, states: Sequence[State], pieces: bool = True) -> Iterable[Extra]:
-        """Copies: an input in use as it does not rest, and both ends of every re-layout."""
-        graph = self.problem.graph
-        yield from self._standing(graph, states)
-        changed: set[int] = set()
-        streamed: dict[tuple[Var, int], tuple[int, float]] = {}
-        for edge, left, right in self.problem.moves(states):
-            extra = self._copied(edge, left, right)
-            if extra is not None:
-                changed.update((edge.src, edge.dst))
-                yield extra
-                for one, size in self._streaming(edge, left, right, states) if pieces else ():
-                    root = self.timeline.root(one.var)
-                    end, most = streamed.get((root, one.start), (0, 0.0))
-                    streamed[root, one.start] = max(end, one.end), max(most, size)
-        for (_, start), (end, size) in streamed.items():
-            yield start, end, size
-        for held in self.held:
-            if not held.is_weight and held.node in changed:
-                yield (
-                    held.start,
-                    held.end,
-                    self._local_bytes(held.var, states[held.node].results[0]),
-                )
+    def stacked(self, states: Sequence[State]) -> Stacked:
+        """What ``breakdown`` and ``curve`` tell of.
 
-    def _standing(self, graph: Graph, states: Sequence[State]) -> Iterable[Extra]:
-        """The copies that a limit counts too: inputs in use as they do not rest, cast weights."""
-        for index in graph.shared_inputs:
-            node, state = graph.nodes[index], states[index]
-            if node.var in self.timeline.uses and state.operands != state.results:
-                assert node.var is not None
-                start, end = self.timeline.uses[node.var]
-                yield start, end, self._local_bytes(node.var, state.results[0])
-        for held in self.held:
-            if held.is_weight:
-                yield (
-                    held.start,
-                    held.end,
-                    self._local_bytes(held.var, states[held.node].results[0]),
-                )
+        A layer that another stands for holds what that does, and lies between those before and
+        after it as to what all others have left.
+        """
+        base = self.program.stacked(states)
+        others = [less.program.stacked(less.states(states)) for less in self.less]
+        places, times = self._unfolded()
+        parts: dict[str, Bytes] = {}
+        for name, held in base.items():
+            parts[name] = held[places]
+            for less, other, (before, after) in zip(self.less, others, times, strict=True):
+                each = held - other[name][less.instants]
+                left, right = _nearest(less.instants >= 0)
+                parts[name] += after * each[left][places] + before * each[right][places]
+        exact = np.isin(places, self._known)
+        return Stacked(parts, places, exact)
 
-    def _copied(self, edge: Edge, left: Layout, right: Layout) -> Extra | None:
-        """What a re-layout adds: the copy an op reads, or the unreduced value a hub received."""
-        nodes = self.problem.graph.nodes
-        reader = nodes[edge.dst].eqn
-        maker = nodes[edge.src].eqn
-        eqn, layout = (reader, right) if reader is not None else (maker, left)
-        if eqn is None or not eqn.outvars or eqn.outvars[0] not in self.timeline.instant_of:
-            return None
-        instant = self.timeline.instant_of[eqn.outvars[0]]
-        local = local_shape(edge.shape, layout, self.problem.mesh)
-        return instant, instant, float(math.prod(local) * edge.itemsize)
+    def _unfolded(self) -> tuple[NDArray[np.intp], list[tuple[NDArray[np.intp], ...]]]:
+        """The program's instant for each of the step's; for each stack how many of the layers that
+        are left out are over by then, and how many are to come.
+        """
+        which = np.full(self.program.timeline.instants, -1)
+        for stack, less in enumerate(self.less):
+            which[less.generic] = stack
+        instants = _together(which)
+        bounds = np.flatnonzero(np.diff(which[instants])) + 1
+        places: list[NDArray[np.intp]] = []
+        over: list[NDArray[np.intp]] = []
+        for piece in np.split(instants, bounds):
+            stack = int(which[piece[0]])
+            copies = self.less[stack].times + 1 if stack >= 0 else 1
+            places.append(np.tile(piece, copies))
+            over.append(np.repeat(np.arange(copies), len(piece)))
+        every, done = np.concatenate(places), np.concatenate(over)
+        times: list[tuple[NDArray[np.intp], ...]] = []
+        for stack, less in enumerate(self.less):
+            before = np.where(which[every] == stack, done, 0)
+            times.append((before, less.times - before))
+        return every, times
 
-    def _streaming(
-        self, edge: Edge, left: Layout, right: Layout, states: Sequence[State]
-    ) -> Iterable[tuple[Streamed, float]]:
-        """What a product must find in memory, if this edge scatters it, and its bytes."""
-        ring = max(
-            axis.size if old == Partial("add") and isinstance(new, Split) else 1
-            for axis, old, new in zip(self.problem.mesh.axes, left, right, strict=True)
-        )
-        product, operands = self.streamed.get(edge.src, (0, ()))
-        for one in operands:
-            waits = edge.coalesced and one.end - one.start > SHORT_KERNELS
-            if ring > UNROLLED_RING or (ring > 1 and waits):
-                yield one, self._local_bytes(one.var, states[product].operands[one.slot])
+    def breakdown(self, stacked: Stacked) -> dict[str, int]:
+        """Bytes by category at the peak."""
+        peak = stacked.peak
+        return {name: int(held[peak]) for name, held in stacked.parts.items() if held[peak]}
 
-    def _table(self, var: Var, scale: float) -> tuple[int, IntArray]:
-        """The node that decides about ``var``, and its bytes in each of its states."""
-        source = self.problem.graph.sources[var]
-        domain = self.problem.domains[source.node]
-        shape, size = shape_of(var.aval), itemsize(var.aval)
-        minor = self.tiles.get(var)
-        key = (shape, size, scale, id(domain), source.port, source.shift, minor)
-        if key not in self._tables:
-            is_input = self.problem.graph.nodes[source.node].kind == "input"
-            layouts = [s.operands[0] if is_input else s.results[source.port] for s in domain]
-            self._tables[key] = np.array(
-                [scale * self._local_bytes(var, shifted(one, source.shift)) for one in layouts],
-                np.int64,
-            )
-        return source.node, self._tables[key]
+    def curve(self, stacked: Stacked) -> MemoryCurve:
+        """Bytes by category over the step; of every stretch of it, at its fullest instant."""
+        total = np.sum(list(stacked.parts.values()), axis=0)
+        stretches = np.array_split(np.arange(len(total)), min(len(total), SAMPLES))
+        chosen = [int(stretch[np.argmax(total[stretch])]) for stretch in stretches]
+        held = {
+            name: tuple(map(int, held[chosen]))
+            for name, held in stacked.parts.items()
+            if held.any()
+        }
+        kernels = self.program.timeline.kernels
+        fullest = source_name(kernels[stacked.places[stacked.peak]]) if kernels else ""
+        return MemoryCurve(tuple(chosen), held, fullest)
 
-    def _copies(self, index: int) -> IntArray:
-        """Bytes of the in-use copy of an input in each of its states; 0 where it is as at rest."""
-        var = self.problem.graph.nodes[index].var
-        assert var is not None
-        domain = self.problem.domains[index]
-        same = [state.operands == state.results for state in domain]
-        sizes = [self._local_bytes(var, state.results[0]) for state in domain]
-        return np.where(same, 0, np.array(sizes, np.int64))
 
-    def _local_bytes(self, var: Var, layout: Layout) -> int:
-        minor = self.tiles.get(var)
-        key = (id(var.aval), layout, minor)  # few abstract values stand for many variables
-        if key not in self._sizes:
-            local = local_shape(shape_of(var.aval), layout, self.problem.mesh)
-            self._sizes[key] = tiled_elements(local, minor) * itemsize(var.aval)
-        return self._sizes[key]
+def _together(which: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Instants in order, but for kernels of neighbours that run amid those of a generic layer: they
+    come after these, so that the layer is in one piece.
+    """
+    pieces = np.split(np.arange(len(which)), np.flatnonzero(np.diff(which)) + 1)
+    found: list[NDArray[np.intp]] = []
+    for piece in pieces:
+        amid = found[-1] if found else piece[:0]
+        before = found[-2] if len(found) > 1 else piece[:0]
+        generic = len(before) and which[piece[0]] == which[before[0]] >= 0
+        if generic and AMID * len(amid) <= max(len(before), len(piece)):
+            found[-2:] = [np.concatenate((before, piece)), amid]
+        else:
+            found.append(piece)
+    return np.concatenate(found)
+
+
+def _nearest(known: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """For each place the nearest that is known, itself or before it, and itself or after it."""
+    places = np.arange(len(known))
+    before = np.maximum.accumulate(np.where(known, places, -1))
+    after = np.minimum.accumulate(np.where(known, places, len(known))[::-1])[::-1]
+    return np.where(before < 0, after, before), np.where(after == len(known), before, after)
 
 
 def heaviest(
@@ -308,14 +327,3 @@ def heaviest(
         sizes[made] += int(buffer.scale * bytes_of[buffer.var])
     largest = sorted(sizes.items(), key=lambda one: (-one[1], one[0]))[:SHOWN]
     return ", ".join(f"{name} ({format_bytes(size)})" for name, size in largest)
-
-
-def _add(weights: dict[int, IntArray], problem: Problem, node: int, table: IntArray) -> None:
-    variable = problem.variables[node]
-    weights[variable] = weights[variable] + table if variable in weights else table
-
-
-def _resting(problem: Problem, node: int, states: Sequence[State], port: int) -> Layout:
-    if problem.graph.nodes[node].kind == "input":
-        return states[node].operands[0]
-    return states[node].results[port]

@@ -71,7 +71,14 @@ def _loses_nothing(eqn: JaxprEqn) -> bool:
     return eqn.primitive.name == "shard_map" or all(size <= 1 for size in sizes)
 
 
-def without_rule(found: Sequence[Operation | None]) -> dict[str, int]:
-    """Primitives that have no rule and are replicated, and how many equations of each there are."""
-    names = Counter(op.primitive for op in found if op is not None and not op.has_rule)
+def without_rule(found: Sequence[Operation | None], copies: Sequence[int]) -> dict[str, int]:
+    """Primitives that have no rule and are replicated, and how many equations of each there are.
+
+    Args:
+      copies: how many each operation stands for.
+    """
+    names = Counter[str]()
+    for op, count in zip(found, copies, strict=True):
+        if op is not None and not op.has_rule:
+            names[op.primitive] += count
     return dict(sorted(names.items()))

@@ -56,7 +56,7 @@ def search(
       PinError, ClusterError, OptionError: the request is inconsistent.
     """
     began = time.perf_counter()
-    prepared = prepared or Prepared.of(step, cluster, options)
+    prepared = prepared or Prepared.folded(step, cluster, options)
     budget = options.memory_bytes or cluster.chip.usable_bytes
     meshes = _meshes(cluster, options, own_mesh(own_shardings(prepared.graph)))
     best: Candidate | None = None
@@ -81,11 +81,11 @@ def search(
 
 
 def _plan(prepared: Prepared, best: Candidate, options: Options, seconds: float) -> Plan:
-    step, cluster, memory = prepared.step, prepared.cluster, prepared.memory
+    cluster, depth = prepared.cluster, prepared.depth
     problem, found = best.problem, best.solution
     assert found.choice is not None
     states = problem.states(found.choice)
-    predicted = record.prediction(step, cluster, problem, found.choice, memory, best.peak_bytes)
+    predicted = record.prediction(depth, cluster, problem, found.choice, best.peak_bytes)
     name = (
         options.search if options.search in ("exhaustive", "random") else default_solver().__name__
     )
@@ -93,7 +93,7 @@ def _plan(prepared: Prepared, best: Candidate, options: Options, seconds: float)
         problem, name, found.status, found.cost, found.bound, seconds, prepared.alike
     )
     text = options.as_text()
-    return record.assembled(step, cluster, problem, states, memory.roles, predicted, solver, text)
+    return record.assembled(depth, cluster, problem, states, predicted, solver, text)
 
 
 def nearest(failures: list[InfeasibleError]) -> InfeasibleError:
@@ -141,7 +141,7 @@ def _fit(
 
     ``None`` as soon as no plan of this mesh can be better than one that is ``known``.
     """
-    model = prepared.memory.on(problem)
+    model = prepared.depth.memory_on(problem)
     # On one or two axes a network is small enough to be solved whole.
     axes = problem.axis_choices() if len(problem.mesh.axes) > 2 else ()
     limits: dict[int, Limit] = {}

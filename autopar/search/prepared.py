@@ -10,11 +10,13 @@ from jax.extend.core import Var
 
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster, Resharder
+from autopar.passes.fold import NotFoldable
 from autopar.passes.trace import Step
 from autopar.search import pins as pins_
 from autopar.search.assemble import Restriction, assemble
 from autopar.search.baselines import baseline
-from autopar.search.graph import Graph, build_graph
+from autopar.search.depth import Depth
+from autopar.search.graph import Graph
 from autopar.search.memory import MemoryModel
 from autopar.search.network import Solution
 from autopar.search.operations import Operation, operations
@@ -22,7 +24,6 @@ from autopar.search.options import BASELINES, Options
 from autopar.search.own_shardings import own_shardings
 from autopar.search.own_shardings import states as own_states
 from autopar.search.problem import Problem
-from autopar.search.roles import roles
 
 ALIKE_ABOVE = 400
 """Nodes above which nodes that look alike share a choice. Below, everything is searched apart."""
@@ -48,15 +49,14 @@ class Prepared:
     """The graph of a step, its memory, and per mesh the network and what was found without limits.
 
     Attributes:
+      depth: the step, and what of it is looked at.
       options: of these, memory and time are not looked at.
     """
 
-    step: Step
+    depth: Depth
     cluster: Cluster
     options: Options
-    graph: Graph
     ops: tuple[Operation | None, ...]
-    memory: MemoryModel
     away: Away = NOTHING
     free: dict[MeshSpec, Solution] = field(default_factory=dict[MeshSpec, Solution])
     _problems: dict[MeshSpec, Problem] = field(default_factory=dict[MeshSpec, Problem])
@@ -65,16 +65,51 @@ class Prepared:
     def of(cls, step: Step, cluster: Cluster, options: Options, away: Away = NOTHING) -> Prepared:
         """Does what does not depend on the mesh. ``away``: what is on the host."""
         options.progress("building the flow graph")
-        graph = build_graph(step)
-        memory = MemoryModel(step, graph, roles(step, graph), cluster.chip, away.shares(step))
-        ops = operations(graph, step.signatures)
-        return cls(step, cluster, options, graph, ops, memory, away)
+        depth = Depth.plain(step, cluster.chip, away.shares(step))
+        return cls(depth, cluster, options, operations(depth.graph, depth.step.signatures), away)
+
+    @classmethod
+    def folded(cls, step: Step, cluster: Cluster, options: Options) -> Prepared:
+        """The same, with layers folded where that is to be had and changes no answer.
+
+        Pins and baselines may speak of single layers.
+        """
+        fold = step.fold if options.search == "optimal" and not options.pins else None
+        if fold is None:
+            return cls.of(step, cluster, options)
+        options.progress("building the flow graph")
+        try:
+            depth = Depth.folded(step, fold, cluster.chip)
+        except NotFoldable:
+            return cls.of(step, cluster, options)
+        return cls(depth, cluster, options, operations(depth.graph, depth.step.signatures))
+
+    def plain(self) -> Prepared:
+        """The same with nothing folded."""
+        if self.depth.fold is None:
+            return self
+        return self.of(self.step, self.cluster, self.options, self.away)
+
+    @property
+    def step(self) -> Step:
+        """The step that is planned."""
+        return self.depth.whole
+
+    @property
+    def graph(self) -> Graph:
+        """Of what is looked at."""
+        return self.depth.graph
+
+    @property
+    def memory(self) -> MemoryModel:
+        """Of what is looked at."""
+        return self.depth.memory
 
     @property
     def alike(self) -> bool:
         """Whether nodes that look alike share a choice."""
         apart = self.options.search in ("exhaustive", "random")
-        return len(self.graph.nodes) > ALIKE_ABOVE and not apart
+        return self.graph.size > ALIKE_ABOVE and not apart
 
     def problem(self, mesh: MeshSpec) -> Problem:
         """The network of a mesh.
@@ -92,13 +127,13 @@ class Prepared:
 
     def _assembled(self, mesh: MeshSpec, alike: bool) -> Problem:
         return assemble(
-            *(self.graph, self.ops, self.memory.fusion, self.cluster, mesh),
+            *(self.graph, self.ops, self.depth.fusion, self.cluster, mesh),
             *(self._restriction(mesh), Resharder(mesh, self.cluster.axis_links(mesh))),
             *(alike, self.memory.attention),
         )
 
     def _restriction(self, mesh: MeshSpec) -> Restriction:
-        step, graph, search = self.step, self.graph, self.options.search
+        step, graph, search = self.depth.step, self.graph, self.options.search
         pins = pins_.resolve(self.options.pins, step, mesh)
         pinned = {i: (pin.layout,) for i, pin in pins.items()}
         own = own_states(own_shardings(graph), graph, mesh, step, pins)

@@ -11,7 +11,7 @@ from autopar.core.layout import Layout, shifted
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Resharder
 from autopar.search.domains import Domain, State
-from autopar.search.graph import Edge, Graph
+from autopar.search.graph import Graph
 from autopar.search.network import IntArray, Network
 from autopar.search.quotient import number, numbered
 
@@ -44,8 +44,8 @@ class Problem:
             for domain, variable in zip(self.domains, self.variables, strict=True)
         )
 
-    def moves(self, states: Sequence[State]) -> Iterator[tuple[Edge, Layout, Layout]]:
-        """The edges on which an assignment re-lays a value, from what layout to what, in order."""
+    def moves(self, states: Sequence[State]) -> Iterator[tuple[int, Layout, Layout]]:
+        """The edges (numbers) on which an assignment re-lays a value, from what layout to what."""
         edges = self.graph.edges
         moved: list[tuple[Layout, Layout] | None] = []
         for place in numbered(self.groups)[1].tolist():
@@ -57,7 +57,7 @@ class Problem:
         for place in np.flatnonzero(differs[self.groups]).tolist():
             ends = moved[self.groups[place]]
             assert ends is not None
-            yield edges[place], *ends
+            yield place, *ends
 
     def axis_choices(self) -> list[IntArray]:
         """For each variable ``[value, mesh axis]``: equal numbers where values do the same."""

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autopar.passes.fold import RADIUS
 from autopar.search.graph import Graph
 from autopar.search.network import IntArray
-
-RADIUS = 4
 
 
 def classes(graph: Graph, signatures: Sequence[Hashable], radius: int = RADIUS) -> tuple[int, ...]:

@@ -14,127 +14,137 @@ from autopar.core.plan import (
     Strategy,
     ValuePlan,
 )
-from autopar.cost_model import Cluster, Resharder
+from autopar.cost_model import Chip, Cluster
 from autopar.cost_model.hardware import Level
 from autopar.cost_model.overlap import step_time
 from autopar.cost_model.work import itemsize
-from autopar.passes.trace import Step, source_name
+from autopar.passes.trace import Step
+from autopar.search.depth import Depth, named_by_source
 from autopar.search.domains import State
 from autopar.search.forms import Forms
-from autopar.search.graph import Edge, Node
+from autopar.search.graph import Edge
 from autopar.search.memory import MemoryModel
 from autopar.search.network import TICK_S
 from autopar.search.problem import Problem
 from autopar.search.tasks import tasks
 
 
-def strategies(problem: Problem, states: Sequence[State]) -> dict[str, Strategy]:
+def strategies(depth: Depth, states: Sequence[State]) -> dict[str, Strategy]:
     """The strategy of every equation, by name."""
-    return {
-        node.name: Strategy(state.operands, state.results)
-        for node, state in zip(problem.graph.nodes, states, strict=True)
-        if node.kind == "op"
-    }
-
-
-def hubs(problem: Problem, states: Sequence[State]) -> dict[str, Layout]:
-    """The materialised layout of every shared value; of an input, where it is not as at rest."""
-    found: dict[str, Layout] = {}
-    for node, state in zip(problem.graph.nodes, states, strict=True):
-        at_rest = node.kind == "input" and state.operands == state.results
-        if node.kind in ("hub", "input") and not at_rest and not node.name.startswith("const"):
-            found[node.name] = state.results[0]
+    found: dict[str, Strategy] = {}
+    for node, state in zip(depth.graph.nodes, states, strict=True):
+        if node.kind == "op":
+            strategy = Strategy(state.operands, state.results)
+            found.update(dict.fromkeys(depth.names(node), strategy))
     return found
 
 
-def inputs(step: Step, states: Sequence[State], roles: Sequence[str]) -> tuple[ValuePlan, ...]:
-    """How every flat argument rests."""
+def hubs(depth: Depth, states: Sequence[State]) -> dict[str, Layout]:
+    """The materialised layout of every shared value; of an input, where it is not as at rest."""
+    found: dict[str, Layout] = {}
+    for node, state in zip(depth.graph.nodes, states, strict=True):
+        at_rest = node.kind == "input" and state.operands == state.results
+        if node.kind in ("hub", "input") and not at_rest and not node.name.startswith("const"):
+            found.update(dict.fromkeys(depth.names(node), state.results[0]))
+    return found
+
+
+def borders(depth: Depth, states: Sequence[State]) -> dict[str, Layout]:
+    """How inputs rest and outputs lie, by the names of their nodes."""
+    found: dict[str, Layout] = {}
+    for node, state in zip(depth.graph.nodes, states, strict=True):
+        if node.kind in ("input", "output"):
+            found.update(dict.fromkeys(depth.names(node), state.operands[0]))
+    return found
+
+
+def inputs(depth: Depth, lie: Mapping[str, Layout]) -> tuple[ValuePlan, ...]:
+    """How every flat argument rests. ``lie``: see ``borders``."""
+    step = depth.whole
+    values = zip(step.in_paths, step.in_avals, depth.roles, strict=True)
     return tuple(
-        ValuePlan(path, tuple(aval.shape), str(aval.dtype), states[i].operands[0], roles[i])
-        for i, (path, aval) in enumerate(zip(step.in_paths, step.in_avals, strict=True))
+        ValuePlan(path, tuple(aval.shape), str(aval.dtype), lie[f"in:{i}"], role)
+        for i, (path, aval, role) in enumerate(values)
     )
 
 
-def outputs(step: Step, problem: Problem, states: Sequence[State]) -> tuple[ValuePlan, ...]:
+def outputs(step: Step, lie: Mapping[str, Layout]) -> tuple[ValuePlan, ...]:
     """How every flat result lies: as the input it becomes, or as its own node says."""
     tied = dict(step.ties)
-    own = {node.name: state for node, state in zip(problem.graph.nodes, states, strict=True)}
     found: list[ValuePlan] = []
     for position, (path, aval) in enumerate(zip(step.out_paths, step.out_avals, strict=True)):
-        state = states[tied[position]] if position in tied else own[f"out:{position}"]
-        layout = state.operands[0]
+        layout = lie[f"in:{tied[position]}" if position in tied else f"out:{position}"]
         found.append(ValuePlan(path, tuple(aval.shape), str(aval.dtype), layout, "outputs"))
     return tuple(found)
 
 
 def collectives(
-    step: Step,
-    problem: Problem,
-    states: Sequence[State],
-    resharder: Resharder,
-    levels: Sequence[Level],
+    depth: Depth, problem: Problem, states: Sequence[State], levels: Sequence[Level]
 ) -> tuple[CollectiveUse, ...]:
     """Every collective of one step, those alike together. ``levels``: those of the cluster."""
     counts: dict[tuple[str, str, int, str, str], int] = defaultdict(int)
     seconds: dict[tuple[str, str, int, str, str], float] = defaultdict(float)
-    nodes, forms = problem.graph.nodes, Forms(problem.graph, problem.mesh, levels)
-    for edge, left, right in (*problem.moves(states), *_unrestings(problem, states)):
-        path = resharder.path(edge.shape, edge.itemsize, left, right, coalesced=edge.coalesced)
+    graph, forms = problem.graph, Forms(problem.graph, problem.mesh, levels)
+    moves = [
+        (graph.edges[place], int(graph.edge_copies[place]), left, right)
+        for place, left, right in problem.moves(states)
+    ]
+    for edge, copies, left, right in (*moves, *_unrestings(problem, states)):
+        shape, size = edge.shape, edge.itemsize
+        path = problem.resharder.path(shape, size, left, right, coalesced=edge.coalesced)
         for one, form in zip(path, forms.of(path, edge, left), strict=True):
             if one.bytes == 0:
                 continue
-            key = (one.kind, one.axis, one.bytes, _value_name(step, nodes, edge), form)
-            counts[key] += edge.weight
-            seconds[key] += edge.weight * one.seconds
+            names = _value_names(depth, edge)
+            for name in names:
+                key = (one.kind, one.axis, one.bytes, name, form)
+                counts[key] += edge.weight * copies // len(names)
+                seconds[key] += edge.weight * copies // len(names) * one.seconds
     return tuple(
         CollectiveUse(*key[:3], count, seconds[key], *key[3:])
         for key, count in sorted(counts.items())
     )
 
 
-def _unrestings(problem: Problem, states: Sequence[State]) -> list[tuple[Edge, Layout, Layout]]:
-    """Inputs that are gathered once for several uses, as if by an edge."""
-    found: list[tuple[Edge, Layout, Layout]] = []
+def _unrestings(
+    problem: Problem, states: Sequence[State]
+) -> list[tuple[Edge, int, Layout, Layout]]:
+    """Inputs that are gathered once for several uses, as if by an edge, and how many each is."""
+    copies = problem.graph.copies
+    found: list[tuple[Edge, int, Layout, Layout]] = []
     for node, state in zip(problem.graph.nodes, states, strict=True):
         if node.kind == "input" and node.var is not None and state.operands != state.results:
             size = itemsize(node.var.aval)
             edge = Edge(node.index, 0, node.index, 0, node.shape, size, 1, coalesced=True)
-            found.append((edge, state.operands[0], state.results[0]))
+            found.append((edge, int(copies[node.index]), state.operands[0], state.results[0]))
     return found
 
 
-def _value_name(step: Step, nodes: Sequence[Node], edge: Edge) -> str:
-    node = nodes[edge.src]
-    if node.name.startswith("in:"):
-        return step.in_paths[node.index]
-    if nodes[edge.dst].kind == "input":
-        return step.in_paths[edge.dst]
-    if node.eqn is not None:
-        return source_name(node.eqn)
-    eqn = nodes[edge.dst].eqn
-    return node.name if eqn is None else f"operand of {source_name(eqn)}"
+def _value_names(depth: Depth, edge: Edge) -> tuple[str, ...]:
+    """Of the value moved: by what makes it, else by what reads it."""
+    nodes = depth.graph.nodes
+    src, dst = nodes[edge.src], nodes[edge.dst]
+    if not named_by_source(depth.graph, edge):
+        found = tuple([f"operand of {name}" for name in depth.sources(dst)])
+    elif dst.kind == "input" and src.kind != "input":
+        found = depth.sources(dst)
+    else:
+        found = depth.sources(src)
+    return found or depth.names(src)
 
 
 def prediction(
-    step: Step,
-    cluster: Cluster,
-    problem: Problem,
-    choice: tuple[int, ...],
-    memory: MemoryModel,
-    peak_bytes: int,
+    depth: Depth, cluster: Cluster, problem: Problem, choice: tuple[int, ...], peak_bytes: int
 ) -> Prediction:
     """Sums the plan up. Compute is what is left of the objective when communication is taken."""
     states = problem.states(choice)
-    resharder = problem.resharder
-    moved = collectives(step, problem, states, resharder, cluster.levels)
+    moved = collectives(depth, problem, states, cluster.levels)
     comm = sum(one.seconds for one in moved)
     exposed = comm
     if moved and cluster.chip.overlap != "none":
-        made = tasks(problem, states, memory.fusion, memory.attention, resharder)
-        time = step_time(made, cluster.chip, resharder.links)
-        exposed = min(comm, max(0.0, time.step_s - time.compute_s))
+        exposed = min(comm, max(0.0, _exposed(depth, cluster.chip, problem, states)))
     compute = max(0.0, problem.network.cost(choice) * TICK_S - comm)
-    model = memory.on(problem)
+    model = depth.memory_on(problem)
     held = model.stacked(states)
     return Prediction(
         step_s=compute + exposed,
@@ -150,6 +160,22 @@ def prediction(
     )
 
 
+def _exposed(depth: Depth, chip: Chip, problem: Problem, states: Sequence[State]) -> float:
+    """Seconds of a step beyond its kernels'; what each layer adds, as often as there are more."""
+    resharder = problem.resharder
+
+    def simulated(memory: MemoryModel, problem: Problem, states: Sequence[State]) -> float:
+        made = tasks(problem, states, memory.fusion, memory.attention, resharder)
+        time = step_time(made, chip, resharder.links)
+        return time.step_s - time.compute_s
+
+    total = own = simulated(depth.memory, problem, states)
+    for one in depth.shorter:
+        fewer = tuple([states[node] for node in one.nodes])
+        total += one.times * (own - simulated(one.memory, one.problem(problem), fewer))
+    return total
+
+
 def solver_report(
     problem: Problem, name: str, status: str, cost: int, bound: int, seconds: float, alike: bool
 ) -> SolverReport:
@@ -161,31 +187,31 @@ def solver_report(
         bound_s=bound * TICK_S,
         seconds=seconds,
         variables=len(problem.network.unary),
-        nodes=len(problem.graph.nodes),
+        nodes=problem.graph.size,
         layers_alike=alike,
     )
 
 
 def assembled(
-    step: Step,
+    depth: Depth,
     cluster: Cluster,
     problem: Problem,
     states: Sequence[State],
-    roles: Sequence[str],
     predicted: Prediction,
     solver: SolverReport,
     options: Mapping[str, str],
 ) -> Plan:
     """The plan itself."""
+    step, lie = depth.whole, borders(depth, states)
     return Plan(
         step=step.fingerprint,
         cluster=cluster.to_dict(),
         cluster_fingerprint=cluster.fingerprint,
         mesh=problem.mesh,
-        inputs=inputs(step, states, roles),
-        outputs=outputs(step, problem, states),
-        strategies=strategies(problem, states),
-        hubs=hubs(problem, states),
+        inputs=inputs(depth, lie),
+        outputs=outputs(step, lie),
+        strategies=strategies(depth, states),
+        hubs=hubs(depth, states),
         predicted=predicted,
         solver=solver,
         fallbacks=problem.fallbacks,

@@ -41,7 +41,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     if options.search != "optimal" or options.remat == options.offload == "none":
         return planner.search(step, cluster, options)
     began = time.monotonic()
-    prepared = Prepared.of(step, cluster, options)
+    prepared = Prepared.folded(step, cluster, options)
     unlimited = dataclasses.replace(options, memory_bytes=UNLIMITED)
     free = planner.search(step, cluster, unlimited, prepared)
     budget = options.memory_bytes or cluster.chip.usable_bytes
@@ -57,7 +57,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
             if error.least_bytes is not None and error.least_bytes < least:
                 least, heaviest = error.least_bytes, error.heaviest
     if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):
-        start = Start.of(prepared, free, options)
+        start = Start.of(prepared.plain(), free, options)
         plans += start.plans(plans)
         deadline = began + options.time_limit_s
         if free.mesh.device_count > 1:
@@ -94,7 +94,7 @@ def _between(
         more: list[Plan] = []
         if layouts.solver.objective_s < best:
             given = dataclasses.replace(options, time_limit_s=max(1.0, deadline - time.monotonic()))
-            more = Start.of(prepared, layouts, given).plans([*plans, *found])
+            more = Start.of(prepared.plain(), layouts, given).plans([*plans, *found])
         found += more
         if min((plan.solver.objective_s for plan in more), default=math.inf) < best:
             high = limit

@@ -1,0 +1,165 @@
+"""Fold: what of a step stands for all of it, where layers repeat.
+
+A model of eighty equal layers is eighty times the same equations, forward, backward and in the
+optimiser. The search prices each kind once, and so it needs few of them:
+
+* ``runs.py`` finds where the program repeats itself, by the signatures of its equations;
+* ``layers.py`` numbers the repetitions so that one layer's forward pass, backward pass and update
+  have one number;
+* ``splice.py`` leaves layers out, and lets what read them read their neighbours.
+
+The first and last layers are kept (of every order in which the program goes through them), with one
+more, the *generic* layer, that stands for all others. A program with one layer less says what each
+adds. Both are ordinary programs. Steps whose layers differ, or do not lie so, are not folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Var
+
+from autopar.passes.fingerprint import Signatures
+from autopar.passes.fold.flow import Flow
+from autopar.passes.fold.layers import RADIUS as RADIUS
+from autopar.passes.fold.layers import Layers, Stack, find_layers
+from autopar.passes.fold.layers import NotFoldable as NotFoldable
+from autopar.passes.fold.runs import find_runs
+from autopar.passes.fold.splice import Part, splice
+
+WORTH = 0.75
+"""A step is folded if what is to be looked at is less than this share of it."""
+
+SHORTER = 0.6
+"""What it takes to look at a program with a layer less, as a share of that with it: it is not
+searched, only simulated."""
+
+
+class Standing(NamedTuple):
+    """What an equation, input or output of a folded step stands for.
+
+    Attributes:
+      positions: in the step. Several, if it is in a generic layer.
+      stack: of the layers that it is in one of; -1 if it is in none.
+    """
+
+    positions: tuple[int, ...]
+    stack: int
+
+    @property
+    def generic(self) -> bool:
+        """Whether it is in a layer that stands for others."""
+        return len(self.positions) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A step of which generic layers stand for others.
+
+    Attributes:
+      part: the program with one generic layer of every stack.
+      shorter: for each stack, the program without its generic layer.
+      times: for each stack, how many layers its generic layer stands for, itself included.
+      equations, inputs, outputs: of ``part``, what they stand for.
+    """
+
+    part: Part
+    shorter: tuple[Part, ...]
+    times: tuple[int, ...]
+    equations: tuple[Standing, ...]
+    inputs: tuple[Standing, ...]
+    outputs: tuple[Standing, ...]
+
+
+def fold(
+    closed: ClosedJaxpr, ties: tuple[tuple[int, int], ...], signatures: Signatures
+) -> Fold | None:
+    """Folds the layers of a simplified step; ``None`` if there are none to fold.
+
+    Args:
+      ties: ``(output, input)`` positions: outputs that are the next step's inputs.
+    """
+    numbers: dict[str, int] = {}
+    kinds = [numbers.setdefault(signatures.of(eqn), len(numbers)) for eqn in closed.jaxpr.eqns]
+    runs = find_runs(np.array(kinds, np.int64))
+    if not runs:
+        return None
+    flow = Flow.of(closed.jaxpr)
+    layers = find_layers(flow, runs)
+    stacks = [stack for stack in layers.stacks() if stack.folded]
+    if not stacks or not _pays(len(kinds), stacks):
+        return None
+    try:
+        return _folded(closed, ties, flow, layers, stacks)
+    except NotFoldable:
+        return None
+
+
+def _pays(count: int, stacks: list[Stack]) -> bool:
+    """Whether there is less to do for a step of so many equations."""
+    left = count - sum(stack.saved for stack in stacks)
+    return left * (1 + SHORTER * len(stacks)) < WORTH * count
+
+
+def _folded(
+    closed: ClosedJaxpr,
+    ties: tuple[tuple[int, int], ...],
+    flow: Flow,
+    layers: Layers,
+    stacks: list[Stack],
+) -> Fold:
+    rest = [layers.having(stack.index, stack.folded[1:]) for stack in stacks]
+    generic = [layers.having(stack.index, stack.folded[:1]) for stack in stacks]
+    gone = np.any(rest, axis=0)
+    part = splice(closed, ties, flow, layers, gone)
+    shorter = tuple(splice(closed, ties, flow, layers, gone | one) for one in generic)
+    of_stack = {stack.index: number for number, stack in enumerate(stacks)}
+    among = np.any(generic, axis=0)
+
+    def standing(code: int) -> Standing:
+        stack = of_stack.get(int(layers.stack[code]), -1)
+        folded = stacks[stack].folded if among[code] else ()
+        return Standing(layers.like(code, folded) if folded else (code,), stack)
+
+    equations = tuple(map(standing, part.equations))
+    inputs = tuple(
+        one._replace(positions=tuple(code - flow.count for code in one.positions))
+        for one in (standing(flow.count + i) for i in part.inputs)
+    )
+    known = dict(zip(part.equations, equations, strict=True))
+    sources = dict(zip(part.inputs, inputs, strict=True))
+    outputs = _outputs(closed, dict(ties), flow, part, known, sources)
+    times = tuple(len(stack.folded) for stack in stacks)
+    return Fold(part, shorter, times, equations, inputs, outputs)
+
+
+def _outputs(
+    closed: ClosedJaxpr,
+    ties: Mapping[int, int],
+    flow: Flow,
+    part: Part,
+    equations: Mapping[int, Standing],
+    inputs: Mapping[int, Standing],
+) -> tuple[Standing, ...]:
+    """What the results of ``part`` stand for, in the order of its outputs."""
+    jaxpr = closed.jaxpr
+    follows = {source: out for out, source in ties.items()}
+    place = {var: i for i, var in enumerate(jaxpr.outvars) if isinstance(var, Var)}
+    found: list[Standing] = []
+    for out in part.outputs:
+        maker, atom = int(flow.outputs[out]), jaxpr.outvars[out]
+        made = equations.get(maker, Standing((out,), -1))
+        if out in ties:
+            source = inputs[ties[out]]
+            positions = tuple(follows[i] for i in source.positions)
+            found.append(Standing(positions, source.stack))
+        elif made.generic:
+            port = next(i for i, v in enumerate(jaxpr.eqns[maker].outvars) if v is atom)
+            positions = tuple(place[jaxpr.eqns[i].outvars[port]] for i in made.positions)
+            found.append(Standing(positions, made.stack))
+        else:
+            found.append(Standing((out,), made.stack))
+    return tuple(found)

@@ -1,0 +1,90 @@
+"""Who makes what each equation reads, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, Var
+
+from autopar.passes.fold.runs import IntArray, Run
+from autopar.passes.rules import regions
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """The operands of a program. A *code* is the number of an equation, or ``count`` and that of an
+    input, or -1: a constant or literal.
+
+    Attributes:
+      count: equations. inputs: inputs.
+      makers: the code of every operand, equation by equation.
+      first: where the operands of each equation begin; one more entry, for the end.
+      outputs: the codes of the results.
+      through: by code, how many steps lead through it, at least: more than one through a body.
+      onward: by code, how many steps it is to a reader: two, if a value has several.
+    """
+
+    count: int
+    inputs: int
+    makers: IntArray
+    first: IntArray
+    outputs: IntArray
+    through: IntArray
+    onward: IntArray
+
+    @classmethod
+    def of(cls, jaxpr: Jaxpr) -> Flow:
+        """Of the equations of a program; what is within them counts as one."""
+        count = len(jaxpr.eqns)
+        code: dict[Var, int] = {var: count + i for i, var in enumerate(jaxpr.invars)}
+        makers: list[int] = []
+        first = [0]
+        for number, eqn in enumerate(jaxpr.eqns):
+            makers += [code.get(atom, -1) if isinstance(atom, Var) else -1 for atom in eqn.invars]
+            first.append(len(makers))
+            for var in eqn.outvars:
+                code[var] = number
+        outputs = [code.get(atom, -1) if isinstance(atom, Var) else -1 for atom in jaxpr.outvars]
+        rest = [1] * (len(jaxpr.invars) + 1)
+        uses = np.bincount([one for one in (*makers, *outputs) if one >= 0], minlength=count)
+        onward = [
+            1 + (used > 1 and len(eqn.outvars) == 1)
+            for eqn, used in zip(jaxpr.eqns, uses.tolist(), strict=False)
+        ]
+        through = [_crossing(eqn) for eqn in jaxpr.eqns]
+        parts = (makers, first, outputs, through + rest, onward + rest)
+        return cls(count, len(jaxpr.invars), *(np.array(part, np.int64) for part in parts))
+
+    def slots(self, run: Run) -> tuple[IntArray, IntArray]:
+        """The makers of what a run reads, ``[repetition, operand]``; and which equation of the
+        period each operand is of.
+        """
+        ends = self.first[run.start : run.start + run.period + 1]
+        width = int(ends[-1] - ends[0])
+        found = self.makers[ends[0] : ends[0] + run.count * width].reshape(run.count, width)
+        return found, np.repeat(np.arange(run.period), np.diff(ends))
+
+    def readers(self) -> IntArray:
+        """The equation that each operand is of."""
+        return np.repeat(np.arange(self.count), np.diff(self.first))
+
+
+def _crossing(eqn: JaxprEqn) -> int:
+    """Steps through an equation; into its bodies, through them and out again, if it has some."""
+    nested = regions(eqn)
+    if not nested:
+        return 1
+    return min([_steps(region.body) for region in nested]) + 2
+
+
+def _steps(body: Jaxpr) -> int:
+    """The fewest equations between an input of a body and a result."""
+    far: dict[Var, int] = dict.fromkeys(body.invars, 0)
+    for eqn in body.eqns:
+        reached = [far[atom] for atom in eqn.invars if isinstance(atom, Var) and atom in far]
+        if reached:
+            far.update(dict.fromkeys(eqn.outvars, min(reached) + 1))
+    return min(
+        [far[atom] for atom in body.outvars if isinstance(atom, Var) and atom in far], default=0
+    )

@@ -1,0 +1,211 @@
+"""Numbers for layers: which repetition of one run belongs to which of another."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopar.passes.fold.flow import Flow
+from autopar.passes.fold.runs import IntArray, Run
+
+Mask = NDArray[np.bool_]
+
+
+class NotFoldable(Exception):
+    """The layers do not lie as they would have to."""
+
+
+RADIUS = 4
+"""How far nodes look that are to be alike (``search.quotient``): a generic layer sees no end."""
+
+SHORT = 2
+"""Layers at the ends that may be unlike the others in one pass, and not in another."""
+
+FEWEST = 3
+"""Layers that one must at least stand for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Layers that are alike.
+
+    Attributes:
+      folded: the numbers of those of which one may stand for all.
+      saved: equations that go if it does.
+    """
+
+    index: int
+    folded: tuple[int, ...]
+    saved: int
+
+
+@dataclass(slots=True)
+class Layers:
+    """The layer of every equation and input, by code (see ``Flow``).
+
+    Attributes:
+      stack: the stack of layers it is in, or -1. layer: its number there.
+    """
+
+    flow: Flow
+    stack: IntArray
+    layer: IntArray
+    _column: dict[int, IntArray] = field(default_factory=dict[int, IntArray])
+    _runs: list[Run] = field(default_factory=list[Run])
+
+    def having(self, stack: int, layers: Sequence[int]) -> Mask:
+        """The codes in these layers."""
+        return (self.stack == stack) & np.isin(self.layer, layers)
+
+    def like(self, code: int, layers: Sequence[int]) -> tuple[int, ...]:
+        """What stands at the place of ``code`` in these layers, in their order.
+
+        Raises:
+          NotFoldable: nothing does.
+        """
+        column = self._columns(code)
+        place = dict(zip(self.layer[column].tolist(), column.tolist(), strict=True))
+        if any(layer not in place for layer in layers):
+            raise NotFoldable
+        return tuple([place[layer] for layer in layers])
+
+    def _columns(self, code: int) -> IntArray:
+        """What stands at the place of ``code`` in all repetitions."""
+        if code not in self._column:
+            found = [run for run in self._runs if run.start <= code < run.stop]
+            if not found:
+                raise NotFoldable
+            (run,) = found
+            place = run.start + (code - run.start) % run.period
+            every = np.arange(place, run.stop, run.period)
+            self._column.update(dict.fromkeys(every.tolist(), every))
+        return self._column[code]
+
+    def settle(self, run: Run, stack: int, numbers: IntArray) -> None:
+        """Numbers the repetitions of a run, and the inputs that they read first.
+
+        Where an equation reads inputs whose layers are known, it is in their layer.
+        """
+        slots, places = self.flow.slots(run)
+        own = np.repeat(numbers[:, None], run.period, axis=1)
+        is_input = (slots >= self.flow.count).all(axis=0) & _distinct(slots)
+        for slot in np.flatnonzero(is_input & self._known(slots, stack)).tolist():
+            own[:, places[slot]] = self.layer[slots[:, slot]]
+        self.stack[run.start : run.stop] = stack
+        self.layer[run.start : run.stop] = own.reshape(-1)
+        for slot in np.flatnonzero(is_input).tolist():
+            inputs = slots[:, slot]
+            if (self.stack[inputs] < 0).all():
+                self.stack[inputs], self.layer[inputs] = stack, own[:, places[slot]]
+                self._column.update(dict.fromkeys(inputs.tolist(), inputs))
+        self._runs.append(run)
+
+    def numbers(self, run: Run, unknown: int) -> tuple[int, IntArray] | None:
+        """The stack and layers of a run, by what it reads: inputs rather than others.
+
+        Args:
+          unknown: in how many repetitions that may lie in no layer. These are those that are left.
+        """
+        slots, _ = self.flow.slots(run)
+        stacks, numbers = self.stack[slots], self.layer[slots]
+        stack = stacks.max(axis=0)
+        lacks = stacks < 0
+        one = (lacks | (stacks == stack)).all(axis=0) & (stack >= 0)
+        apart = np.where(lacks, -1 - np.arange(run.count)[:, None], numbers)
+        (found,) = np.nonzero(one & (lacks.sum(axis=0) == unknown) & _distinct(apart))
+        if not len(found):
+            return None
+        slot = found[np.argmax(slots[0, found] >= self.flow.count)]
+        layers = numbers[:, slot].copy()
+        every = np.unique(self.layer[self.stack == stack[slot]])
+        left = np.setdiff1d(every, layers)
+        if len(left) < unknown:
+            return None
+        layers[lacks[:, slot]] = left[len(left) - unknown :]
+        return int(stack[slot]), layers
+
+    def stacks(self) -> list[Stack]:
+        """The stacks, and which of their layers may be folded."""
+        return [self._stack(index) for index in range(int(self.stack.max(initial=-1)) + 1)]
+
+    def _stack(self, index: int) -> Stack:
+        runs = [run for run in self._runs if self.stack[run.start] == index]
+        every = np.unique(self.layer[self.stack == index])
+        ends = self._ends(index, every)
+        kept = {*every[:ends].tolist(), *every[-ends:].tolist()}
+        for run in runs:
+            table = self.layer[run.start : run.stop].reshape(run.count, run.period)
+            outer = ends if _monotone(table[:, 0]) else 1
+            kept.update(table[:outer].flat, table[-outer:].flat)
+            for column in np.unique(table, axis=1).T:
+                kept.update(np.setdiff1d(every, column).tolist())
+        makers = self.flow.makers
+        outside = (self.stack[makers] == index) & (self.stack[self.flow.readers()] != index)
+        kept.update(self.layer[makers[outside]].tolist())
+        folded = tuple(layer for layer in every.tolist() if layer not in kept)
+        if len(folded) < FEWEST:
+            return Stack(index, (), 0)
+        gone = self.having(index, folded[1:])[: self.flow.count]
+        return Stack(index, folded, int(gone.sum()))
+
+    def _ends(self, index: int, every: IntArray) -> int:
+        """How many layers to keep at either end: one more than are seen from a layer."""
+        makers, readers = self.flow.makers, self.flow.readers()
+        within = (self.stack[makers] == index) & (self.stack[readers] == index)
+        makers, readers = makers[within], readers[within]
+        far = np.full(len(self.layer), RADIUS + 1)
+        far[self.having(index, (int(every[len(every) // 2]),))] = 0
+        for _ in range(RADIUS):
+            past = far + np.where(far > 0, self.flow.through - 1, 0)
+            np.minimum.at(far, readers, past[makers] + self.flow.onward[makers])
+            np.minimum.at(far, makers, past[readers] + self.flow.onward[makers])
+        return len(np.unique(self.layer[far <= RADIUS])) // 2 + 1
+
+    def _known(self, slots: IntArray, stack: int) -> Mask:
+        return (self.stack[slots] == stack).all(axis=0) & _distinct(self.layer[slots])
+
+
+def find_layers(flow: Flow, runs: Sequence[Run]) -> Layers:
+    """Numbers the repetitions of all runs: the longest by position, others by what they read."""
+    unknown = np.full(flow.count + flow.inputs + 1, -1)  # and one for code -1
+    layers = Layers(flow, unknown, unknown.copy())
+    waiting = list(runs)
+    stacks = 0
+    while waiting:
+        for unknown, run in itertools.product(range(SHORT + 1), waiting):
+            found = layers.numbers(run, unknown)
+            if found is not None:
+                break
+        else:
+            run = _base(waiting)
+            found = stacks, np.arange(run.count)
+            stacks += 1
+        layers.settle(run, *found)
+        waiting.remove(run)
+    return layers
+
+
+def _base(runs: Sequence[Run]) -> Run:
+    """The run with the most in it, or one of a few layers more: not all begin or end alike."""
+    longest = max(runs, key=_size)
+    near = [run for run in runs if longest.count < run.count <= longest.count + SHORT]
+    return max(near, key=_size) if near else longest
+
+
+def _size(run: Run) -> int:
+    return run.period * run.count
+
+
+def _monotone(numbers: IntArray) -> bool:
+    steps = np.diff(numbers)
+    return bool((steps > 0).all() or (steps < 0).all())
+
+
+def _distinct(table: IntArray) -> Mask:
+    """Whether all entries of each column differ."""
+    ordered = np.sort(table, axis=0)
+    return (ordered[1:] != ordered[:-1]).all(axis=0)

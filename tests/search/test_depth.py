@@ -1,0 +1,134 @@
+"""A folded step is searched as the whole step is: the same network, plan, bytes and peak."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from peer_models import dense, mlp, pairs, squared
+
+from autopar.core.mesh import MeshSpec
+from autopar.core.plan import Plan
+from autopar.cost_model import Cluster
+from autopar.models import preset
+from autopar.passes.trace import Step, trace
+from autopar.search import planner
+from autopar.search.options import Options
+from autopar.search.prepared import Prepared
+from autopar.search.problem import Problem
+
+CLUSTER = Cluster.preset("tpu-v5e", (2, 4))
+FREE = Options(mesh=MeshSpec.of((2, 4)), memory_bytes=2**62)
+
+
+@pytest.fixture(scope="module", params=["gpt", "mlp"])
+def step(request: pytest.FixtureRequest) -> Step:
+    if request.param == "mlp":
+        return _perceptron([dense(256, 256)] * 24)
+    workload = preset("gpt:tiny", layers=14, d_model=64, seq=32)
+    batch = workload.abstract_batch(64)
+    return trace(workload.train_step, workload.abstract_state(batch), batch)
+
+
+def _perceptron(params: Any) -> Step:
+    optimiser = optax.adam(1e-3)
+
+    def step(state: Any, batch: Any) -> Any:
+        params, opt = state
+        gradients = jax.grad(squared(mlp))(params, batch)
+        updates, opt = optimiser.update(gradients, opt, params)
+        return optax.apply_updates(params, updates), opt
+
+    return trace(step, (params, jax.eval_shape(optimiser.init, params)), pairs(512, 256))
+
+
+@pytest.fixture(scope="module")
+def both(step: Step) -> tuple[Prepared, Prepared]:
+    folded = Prepared.folded(step, CLUSTER, FREE)
+    assert folded.depth.fold is not None
+    return folded, Prepared.of(step, CLUSTER, FREE)
+
+
+def planned(prepared: Prepared, options: Options = FREE) -> Plan:
+    return planner.search(prepared.step, CLUSTER, options, prepared)
+
+
+def whole_variables(prepared: Prepared, problem: Problem) -> dict[str, int]:
+    """The variable of every node of the whole step."""
+    return {
+        name: variable
+        for node, variable in zip(prepared.graph.nodes, problem.variables, strict=True)
+        for name in prepared.depth.names(node)
+    }
+
+
+def test_the_network_is_that_of_the_whole_step(both: tuple[Prepared, Prepared]) -> None:
+    folded, whole = (prepared.problem(FREE.mesh) for prepared in both if FREE.mesh)
+    assert folded.network.pairs.keys() == whole.network.pairs.keys()
+    for one, other in zip(folded.network.unary, whole.network.unary, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for pair, table in folded.network.pairs.items():
+        np.testing.assert_array_equal(table, whole.network.pairs[pair])
+    assert whole_variables(both[0], folded) == whole_variables(both[1], whole)
+    assert both[0].graph.size == len(both[1].graph.nodes)
+
+
+def test_the_plan_is_that_of_the_whole_step(both: tuple[Prepared, Prepared]) -> None:
+    plans = [planned(prepared) for prepared in both]
+    # What is hidden behind what is simulated kernel by kernel, and all but linear in the layers.
+    exposed = [plan.predicted.exposed_s for plan in plans]
+    assert exposed[0] == pytest.approx(exposed[1], abs=0.01 * plans[0].predicted.step_s)
+    curves = [plan.predicted.curve for plan in plans]
+    assert curves[0].instants[-1] == pytest.approx(curves[1].instants[-1], abs=10)
+    assert curves[0].fullest == curves[1].fullest
+    alike = [
+        dataclasses.replace(
+            plan,
+            solver=dataclasses.replace(plan.solver, seconds=0.0),
+            predicted=dataclasses.replace(
+                plan.predicted,
+                step_s=0.0,
+                exposed_s=0.0,
+                comm_s=0.0,
+                compute_s=0.0,
+                curve=curves[0],
+            ),
+        )
+        for plan in plans
+    ]
+    assert alike[0] == alike[1]
+
+
+def test_memory_is_that_of_the_whole_step(both: tuple[Prepared, Prepared]) -> None:
+    assert FREE.mesh is not None
+    problems = [prepared.problem(FREE.mesh) for prepared in both]
+    models = [
+        prepared.depth.memory_on(problem) for prepared, problem in zip(both, problems, strict=True)
+    ]
+    random = np.random.default_rng(0)
+    for _ in range(6):
+        choice = tuple(int(random.integers(len(costs))) for costs in problems[0].network.unary)
+        states = [problem.states(choice) for problem in problems]
+        found = [model.peak(one) for model, one in zip(models, states, strict=True)]
+        assert found[0][1] == found[1][1]
+        loads: list[int] = []
+        for model, (instant, _) in zip(models, found, strict=True):
+            weights = model.limit(instant, 0).weights
+            loads.append(sum(int(weight[choice[v]]) for v, weight in weights.items()))
+        assert loads[0] == loads[1]
+
+
+def test_a_limit_holds_in_the_whole_step() -> None:
+    whole = _perceptron([dense(256, 256)] * 20)
+    free = planned(Prepared.folded(whole, CLUSTER, FREE))
+    budget = int(0.9 * free.predicted.peak_bytes)
+    plan = planned(
+        Prepared.folded(whole, CLUSTER, FREE), dataclasses.replace(FREE, memory_bytes=budget)
+    )
+    assert 0 < plan.predicted.peak_bytes <= budget
+    assert [value.path for value in plan.inputs] == list(whole.in_paths)
+    assert plan.step == whole.fingerprint
