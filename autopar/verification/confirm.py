@@ -94,15 +94,15 @@ def compiled_peak(step: Step, plan: Plan, backend: str) -> int:
             if found is None:
                 raise
             return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]])
-    return peak_bytes(compiled.memory_analysis(), on_tpu, plan)
+    return peak_bytes(compiled.memory_analysis(), on_tpu, plan.predicted.host_bytes)
 
 
-def peak_bytes(memory: Any, on_tpu: bool, plan: Plan) -> int:
+def peak_bytes(memory: Any, on_tpu: bool, host_bytes: int = 0) -> int:
     """Arguments, results and the most temporaries live at once, on the device.
 
     XLA:TPU counts all arguments, those on the host too, and the temporaries of that memory which
     holds more of them: it may be the host's, so of the device no more than its own sizes say.
-    Others give all sizes apart; XLA:CPU takes both memories for one.
+    Others give all sizes apart; XLA:CPU takes both memories for one, with ``host_bytes`` in it.
     """
     if on_tpu:
         peak = memory.peak_memory_in_bytes - memory.host_argument_size_in_bytes
@@ -111,4 +111,4 @@ def peak_bytes(memory: Any, on_tpu: bool, plan: Plan) -> int:
         return min(peak, memory.argument_size_in_bytes + memory.temp_size_in_bytes)
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     whole = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
-    return whole - plan.predicted.host_bytes
+    return whole - host_bytes
