@@ -14,11 +14,11 @@ from autopar.core.plan import Plan, Recomputation
 from autopar.search import planner
 from autopar.search.network import TICK_S
 from autopar.search.options import Options
-from autopar.search.prepared import Away, Prepared
+from autopar.search.prepared import Prepared
 from autopar.search.storage_choice import Choice
 from autopar.search.storage_model import StorageModel
 from autopar.search.storage_names import dropped_names
-from autopar.search.storage_offload import Movable, with_host
+from autopar.search.storage_offload import HostState, Movable, with_host
 from autopar.search.storage_stacks import offloaded_stacks, stacks_of
 from autopar.search.storage_values import Value
 
@@ -57,6 +57,7 @@ class Attempt:
         prepared: Prepared,
         model: StorageModel,
         choice: Choice,
+        state: HostState,
         away: Sequence[Movable],
         least_s: float,
         options: Options,
@@ -67,7 +68,7 @@ class Attempt:
         options.progress(f"recomputing {len(choice.recomputed)} values")
         program = prepared.step.rematerialised(names)
         stacks = stacks_of(program, model.values, choice.away)
-        rests = Away(frozenset(part.position for part in away), tuple(stacks))
+        rests = state.away(away, tuple(stacks))
         again = Prepared.of(program, prepared.cluster, options, rests)
         found = None
         try:

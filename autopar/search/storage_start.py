@@ -121,7 +121,8 @@ class Start:
                 break
             tried.add((choice.recomputed, choice.away))
             options = dataclasses.replace(self._options(), time_limit_s=max(1.0, left))
-            found = Attempt.of(self.prepared, model, choice, away, self._least_s(choice), options)
+            parts = (self.prepared, model, choice, self.state, away)
+            found = Attempt.of(*parts, self._least_s(choice), options)
             room.learn(choice, found.needed)
             fits = found.needed <= self.budget
             if fits and (best is None or found.objective_s < best.objective_s):
@@ -196,12 +197,13 @@ class Start:
         ``known``: the same of plans that recompute nothing.
         """
         state, model = self.state, self.model
-        base = model.lighter(self.step.shares(state.positions)).base
+        away = [part.position for part in state.fitting]
+        base = model.lighter(self.step.shares(away)).base
         choice = lightest(model.values, base, self._link(state.fitting))
         names = dropped_names(model.values, model.bodies, choice.recomputed)
         program = self.step.rematerialised(names)
         stacks = stacks_of(program, model.values, choice.away)
-        rests = Away(state.positions, tuple(stacks))
+        rests = state.away(state.fitting, tuple(stacks))
         needed, heaviest = self._least(program, rests)
         if needed > known[0]:  # the lightest shards more, and recomputes nothing
             needed, heaviest = known
