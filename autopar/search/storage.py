@@ -29,9 +29,6 @@ from autopar.search.storage_start import UNLIMITED, Start
 NEAR = 1.01
 """Nothing is recomputed if a plan that fits is this near to the best without a limit."""
 
-PROVEN = 2e-3
-"""Gap at which a plan that recomputes counts as proven: attempts and their solver leave so much."""
-
 BETWEEN = 2
 """Limits of the sharding tried, between the budget and what the best without one needs."""
 
@@ -59,7 +56,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
         with contextlib.suppress(InfeasibleError):
             plans.append(_sharded(prepared, options)[1])
     if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):
-        start = Start.of(prepared, best, free, options)
+        start = Start.of(prepared, best, free, free, options)
         plans += start.plans(plans)
         deadline = began + options.time_limit_s
         if free.mesh.device_count > 1:
@@ -119,7 +116,7 @@ def _between(
         more: list[Plan] = []
         if layouts.solver.objective_s < best:
             given = dataclasses.replace(options, time_limit_s=max(1.0, deadline - time.monotonic()))
-            more = Start.of(prepared, found_there, layouts, given).plans([*plans, *found])
+            more = Start.of(prepared, found_there, layouts, free, given).plans([*plans, *found])
         found += more
         if min((plan.solver.objective_s for plan in more), default=math.inf) < best:
             high = limit
@@ -129,12 +126,11 @@ def _between(
 
 
 def _judged(plan: Plan, free: Plan, options: Options) -> Plan:
-    """What is proven of the plan: none is faster than the best without a limit."""
-    bound = max(min(free.solver.bound_s, plan.solver.objective_s), plan.solver.bound_s)
-    status = plan.solver.status
-    if plan.recompute or plan.offloaded:
-        status = "optimal" if bound >= (1 - PROVEN) * plan.solver.objective_s else "feasible"
-    solver = dataclasses.replace(plan.solver, status=status, bound_s=bound)
+    """What is proven of the plan: if it recomputes nothing, of plans that do not."""
+    solver = plan.solver
+    if not (plan.recompute or plan.offloaded):
+        bound = max(min(free.solver.bound_s, solver.objective_s), solver.bound_s)
+        solver = dataclasses.replace(solver, bound_s=bound)
     return dataclasses.replace(
         plan, solver=solver, options=options.as_text(), unlimited=free.predicted.curve
     )

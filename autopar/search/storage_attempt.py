@@ -81,8 +81,8 @@ class Attempt:
 
     @property
     def objective_s(self) -> float:
-        """Of the step. To recompute saves no time, whatever the new program's prices say: compiled,
-        none was faster for it by more than a hundredth (measured, v5e).
+        """Of the step. The new program's own prices take recomputing to save more time than it does
+        (see ``GAIN``): it is not believed to be faster than what the choice is priced at.
         """
         if self.found is None:
             return math.inf

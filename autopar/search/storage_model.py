@@ -69,6 +69,11 @@ class StorageModel:
         parts = (timeline, rest, fixed, chip.vmem_bytes)
         return cls(values, bodies, np.zeros(0), peak, windows, *parts).lighter({})
 
+    @property
+    def gain_s(self) -> float:
+        """Seconds, not above zero, that all recomputing that saves time would save."""
+        return sum(min(0.0, v.seconds) * v.trips for v in self.values if v.droppable)
+
     def lighter(self, shares: Mapping[Var, float]) -> StorageModel:
         """The same with only shares of some values on the device."""
         timeline = self.timeline.scaled(shares)

@@ -25,6 +25,9 @@ from autopar.verification.topology import GENERATIONS, compiler_environment, top
 ATTEMPTS = 4
 """Plans made, until one is compiled to no more than the budget."""
 
+DOUBTFUL = 1.05
+"""Of the budget, what the best plan without a limit may need to be asked about all the same."""
+
 SMALLER = 0.99
 """Of what the last plan's error suggests, what the next may need."""
 
@@ -48,20 +51,23 @@ def confirmed(
     """
     budget = options.memory_bytes or cluster.chip.usable_bytes
     given, least = options, 0
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         try:
             plan = find(given)
         except InfeasibleError as error:
             if not least:
                 raise
             raise _refused(budget, least, str(error)) from None
+        whole = max(plan.unlimited.totals, default=0)
+        if not attempt and budget < whole <= DOUBTFUL * budget:
+            plan = find(dataclasses.replace(options, memory_bytes=int(DOUBTFUL * budget)))
         options.progress("compiling")
         peak = peak_of(plan)
         if peak <= budget:
             return dataclasses.replace(plan, compiled_bytes=peak, options=options.as_text())
         options.progress(f"compiled to {format_bytes(peak)}, over {format_bytes(budget)}")
         least = min(least or peak, peak)
-        asked = int(plan.predicted.peak_bytes * budget / peak * SMALLER)
+        asked = int(min(budget, plan.predicted.peak_bytes * budget / peak * SMALLER))
         given = dataclasses.replace(options, memory_bytes=asked)
     raise _refused(budget, least, f"{ATTEMPTS} plans were tried")
 
