@@ -21,7 +21,8 @@ from autopar.passes.trace import trace
 from autopar.search import planner
 from autopar.search.options import Options
 from autopar.search.prepared import Prepared
-from autopar.search.storage_choice import choose
+from autopar.search.storage_attempt import Room
+from autopar.search.storage_choice import Choice, choose
 from autopar.search.storage_model import StorageModel
 from autopar.search.storage_names import dropped_names
 from autopar.search.storage_program import Link
@@ -231,6 +232,24 @@ def test_what_does_not_fit_is_recomputed_and_the_plan_says_so() -> None:
     assert found.solver.status == "feasible"
     assert found.solver.bound_s < found.solver.objective_s
     assert from_json(to_json(found)) == found
+
+
+def test_what_is_proven_on_one_device_is_more_than_that_all_memory_would_not_be_enough() -> None:
+    free, found = plan(1.0).solver, plan(0.8).solver
+    assert free.objective_s < found.bound_s <= found.objective_s
+
+
+def test_the_next_choice_has_what_the_last_one_left_or_half_of_what_is_between() -> None:
+    def took(peak: float) -> Choice:
+        return Choice((), (), (), 0.0, 0.0, peak)
+
+    room = Room(budget=100.0, next=100.0)
+    room.learn(took(96.0), needed=105.0)
+    assert room.next == 91.0
+    room.learn(took(91.0), needed=92.0)
+    assert room.next == 93.5  # 99 would be more than what is known to be too much
+    room.learn(took(93.0), needed=110.0)
+    assert room.next == 92.0
 
 
 def test_a_budget_below_the_least_names_what_fills_it() -> None:
