@@ -3,8 +3,8 @@
     python benchmarks/largest.py [--chips 1] [--widths 2048,4096] [--early] [--json FILE]
 
 AdamW, f32 weights, bf16 compute, batch 8 x 2048 tokens, heads of 128, vocabulary 32768, layers in a
-``scan``; TPU v5e of 16 GiB: 1, 4 or 16 of them, on which what is written by hand is under FSDP (on 16,
-which the batch is too small for, with tensor parallelism in pairs). For every width and way the
+``scan``; TPU v5e of 16 GiB: 1, 4 or 16 of them, on which what is written by hand is under FSDP (on
+16, which the batch is too small for, with tensor parallelism in pairs). For every width and way the
 most layers are sought, by bisection, whose predicted memory fits.
 ``--confirm`` compiles the largest of each way ahead of time (libtpu, no TPU; minutes each), and
 tells what the compiler says of its memory; ``--early``, what it assigns (tens of seconds).
