@@ -1,10 +1,11 @@
 """The largest GPT that trains on some chips: plain, rematerialised by hand, planned, with a host.
 
-    python benchmarks/largest.py [--chips 1] [--widths 2048,4096] [--confirm] [--json FILE]
+    python benchmarks/largest.py [--chips 1] [--widths 2048,4096] [--early] [--json FILE]
 
 AdamW, f32 weights, bf16 compute, batch 8 x 2048 tokens, heads of 128, vocabulary 32768, layers in a
-``scan``; TPU v5e of 16 GiB: 1, 4 or 16 of them, on which what is written by hand is under FSDP. For
-every width and way the most layers are sought, by bisection, whose predicted memory fits.
+``scan``; TPU v5e of 16 GiB: 1, 4 or 16 of them, on which what is written by hand is under FSDP (on
+16, which the batch is too small for, with tensor parallelism in pairs). For every width and way the
+most layers are sought, by bisection, whose predicted memory fits.
 ``--confirm`` compiles the largest of each way ahead of time (libtpu, no TPU; minutes each), and
 tells what the compiler says of its memory; ``--early``, what it assigns (tens of seconds).
 """
@@ -39,6 +40,9 @@ CLUSTERS = {n * n: Cluster.preset("tpu-v5e", (n, n)) for n in (1, 2, 4)}
 HOST = 128 * 2**30
 """Of each chip."""
 
+BATCH = 8
+"""Sequences."""
+
 MOST_LAYERS = 160
 """On one chip."""
 
@@ -69,19 +73,22 @@ class Row:
 def workload(width: int, layers: int, remat: bool) -> Workload:
     """The model, and its training step."""
     shape = {"d_model": width, "heads": width // 128, "layers": layers, "vocab": 32768, "seq": 2048}
-    return preset("gpt:125m", **shape, batch_size=8, scan=True, remat=remat)
+    return preset("gpt:125m", **shape, batch_size=BATCH, scan=True, remat=remat)
 
 
 def planned(chips: int, way: str, width: int, layers: int) -> tuple[Step, Plan] | None:
     """A plan within the chips' memory, if there is one."""
     remat, given = WAYS[way]
     options = dict(given)
+    mesh = MeshSpec.of({"data": chips})
     if "remat" in options and chips > 1:
         options["search"] = "fsdp"
+        if chips > BATCH:
+            options["search"] = "fsdp+megatron"
+            mesh = MeshSpec.of({"data": BATCH, "model": chips // BATCH})
     made = workload(width, layers, remat)
     step = trace(made.train_step, made.abstract_state(), made.abstract_batch())
     try:
-        mesh = MeshSpec.of({"data": chips})
         return step, search(step, CLUSTERS[chips], Options(mesh=mesh, **options))
     except InfeasibleError:
         return None

@@ -8,53 +8,30 @@ of every block, where the model has blocks; and JAX's policies over the whole mo
 budgets in percent of the peak of the program as it is (of the chip's memory, if it does not fit).
 A plan whose program is compiled to more than its budget is made again for as much less, as
 ``confirm=`` does. Rows in the file are not done again; it may be stopped at any time. A compilation
-takes minutes; with ``--early`` tens of seconds: it is stopped once memory is assigned, so there are
-no cycles.
+takes minutes (programs that are alike are compiled once); with ``--early`` tens of seconds: it is
+stopped once memory is assigned, so there are no cycles. ``time`` is cycles at the chip's clock, and
+what crosses the link to the host; beside a plan, that of the best way by hand in its budget.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import jax
 from _common import require_tpu_compiler, write_json
-from _early import compile_early
+from _memory_programs import CHIP, POLICIES, Case, Row, by_hand, planned
 from rich.console import Console
 from rich.table import Table
 
 from autopar.core.errors import InfeasibleError
-from autopar.core.mesh import MeshSpec
-from autopar.core.plan import Plan
-from autopar.core.plan_json import from_json, to_json
-from autopar.cost_model import Cluster, format_bytes
-from autopar.models import preset
-from autopar.models.training import make_train_step
-from autopar.models.workload import Workload
-from autopar.passes.trace import Step, trace
-from autopar.runtime import PlannedStep
-from autopar.search.options import Options
-from autopar.search.programs import search
-from autopar.verification.confirm import compiled_peak, confirmed, peak_bytes
-from autopar.verification.hlo import read_program
-from autopar.verification.topology import compiler_environment, topology_devices
-
-
-@dataclass(frozen=True)
-class Case:
-    """One model's training step on one device."""
-
-    name: str
-    model: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
+from autopar.cost_model import format_bytes
 
 GPT = {"d_model": 1024, "heads": 16, "vocab": 8192, "seq": 1024, "batch_size": 16}
+SMALL = {"d_model": 512, "heads": 8, "vocab": 8192, "seq": 1024, "batch_size": 8}
+LOOP = {"layers": 4, "scan": True}
 CASES = (
     Case("GPT, 4 layers", "gpt:125m", {**GPT, "layers": 4}),
     Case("GPT, 3 layers", "gpt:125m", {**GPT, "layers": 3}),
@@ -67,153 +44,18 @@ CASES = (
     Case("ViT-B, 3 layers", "vit:b16", {"layers": 3, "batch_size": 64}),
     Case("MoE, 2 layers", "moe:27b", {**GPT, "layers": 2, "experts": 8, "batch_size": 8}),
     Case("ResNet-50", "resnet:50", {"batch_size": 64}),
+    # Small enough to be compiled whole, for each budget, in a minute or two.
+    Case("small GPT", "gpt:125m", {**SMALL, "layers": 2}),
+    Case("small GPT, scan of 2", "gpt:125m", {**SMALL, "layers": 2, "scan": True}),
+    Case("small ResNet", "resnet:50", {"stages": (1, 1), "batch_size": 64}),
+    Case(
+        "small LLaMA-like",
+        "llama3:8b",
+        {**SMALL, **LOOP, "kv_heads": 4, "d_ff": 1408, "remat": False},
+    ),
+    Case("small ViT", "vit:b16", {**LOOP, "d_model": 512, "heads": 8, "batch_size": 64}),
+    Case("small MoE", "moe:27b", {**SMALL, **LOOP, "experts": 8, "experts_every": 1}),
 )
-POLICIES: Mapping[str, Callable[..., Any] | None] = {
-    "as it is": None,
-    "remat blocks": None,
-    "dots saveable": jax.checkpoint_policies.dots_saveable,
-    "dots without batch dims saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-CHIP = Cluster.preset("tpu-v5e", (1, 1))
-AMPLE = 2**45
-
-
-@dataclass(frozen=True)
-class Row:
-    """One program.
-
-    Attributes:
-      budget_bytes: of a plan; 0 without.
-      peak_bytes, cycles: as compiled; no cycles if memory was read early. predicted_bytes,
-        predicted_s: the plan's.
-      recomputed: values that the plan recomputes. host_bytes, link_s: what it keeps on the host,
-        and the time that this takes, which cycles leave out.
-      first_bytes: what the first plan for the budget was compiled to.
-    """
-
-    case: str
-    variant: str
-    budget_bytes: int
-    peak_bytes: int
-    cycles: int
-    predicted_bytes: int = 0
-    predicted_s: float = 0.0
-    recomputed: int = 0
-    host_bytes: int = 0
-    link_s: float = 0.0
-    first_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class _Checkpointed:
-    """A model whose forward pass keeps what a policy says."""
-
-    model: Any
-    policy: Callable[..., Any]
-
-    def apply(self, variables: Any, *inputs: Any, **options: Any) -> Any:
-        run = lambda v, *x: self.model.apply(v, *x, **options)  # noqa: E731
-        return jax.checkpoint(run, policy=self.policy)(variables, *inputs)
-
-
-def traced(workload: Workload, policy: Callable[..., Any] | None = None) -> Step:
-    """The training step, under a policy if there is one."""
-    step = workload.train_step
-    if policy is not None:
-        family = workload.config.family()
-        model: Any = _Checkpointed(workload.model, policy)
-        step = make_train_step(model, workload.optimizer, family.loss, inputs=family.inputs)
-    return trace(step, workload.abstract_state(), workload.abstract_batch())
-
-
-def step_of(case: Case, variant: str) -> Step | None:
-    """The training step of a variant; ``None`` if the model does not offer it."""
-    overrides = dict(case.overrides)
-    if variant == "remat blocks":
-        if "remat" not in {f.name for f in dataclasses.fields(preset(case.model).config)}:
-            return None
-        overrides["remat"] = True
-    return traced(preset(case.model, **overrides), POLICIES.get(variant))
-
-
-@dataclass(frozen=True)
-class Compiler:
-    """Compiles plans for one variant of a case. ``early``: until memory is assigned."""
-
-    case: Case
-    variant: str
-    step: Step
-    early: bool
-
-    def measured(self, plan: Plan) -> tuple[int, int]:
-        """Peak in bytes and cycles, of which there are none early."""
-        if self.early:
-            return compile_early(_peak, self.case, self.variant, to_json(plan)).peak_bytes, 0
-        bound = PlannedStep(self.step, plan, topology_devices(CHIP))
-        args = self.step.in_tree.unflatten(self.step.in_avals)
-        with compiler_environment():
-            program = bound.call.lower(*args).compile()
-        peak = peak_bytes(program.memory_analysis(), True, plan)
-        return peak, read_program(program.as_text(), plan.mesh).cycles or 0
-
-    def row(self, plan: Plan, measured: tuple[int, int]) -> Row:
-        """The row of a plan."""
-        return Row(
-            *(self.case.name, self.variant, 0, *measured),
-            predicted_bytes=plan.predicted.peak_bytes,
-            predicted_s=plan.predicted.step_s,
-            recomputed=sum(one.count for one in plan.recomputed),
-            host_bytes=plan.predicted.host_bytes,
-            link_s=sum(one.seconds for one in plan.offloaded),
-        )
-
-
-def _peak(case: Case, variant: str, plan: str) -> int:
-    """What the compiler gives a plan, in a process of its own."""
-    step = step_of(case, variant)
-    assert step is not None
-    return compiled_peak(step, from_json(plan), "jit")
-
-
-def by_hand(case: Case, variant: str, early: bool) -> Row | None:
-    """The row of a hand-written variant; ``None`` if the model does not offer it, or the compiler
-    refuses it.
-    """
-    step = step_of(case, variant)
-    if step is None:
-        return None
-    options = Options(mesh=MeshSpec.of(1), memory_bytes=AMPLE, remat="none", offload="none")
-    compiler, plan = Compiler(case, variant, step, early), search(step, CHIP, options)
-    try:
-        return compiler.row(plan, compiler.measured(plan))
-    except jax.errors.JaxRuntimeError as error:  # more than the chip has
-        Console(stderr=True).print(f"{case.name}, {variant}: {str(error)[:200]}")
-        return None
-
-
-def planned(case: Case, budget: int, variant: str, early: bool) -> Row:
-    """The row of a plan within ``budget`` as compiled.
-
-    Raises:
-      InfeasibleError: there is none.
-    """
-    step = step_of(case, variant)
-    assert step is not None
-    compiler, found = Compiler(case, variant, step, early), list[tuple[int, int]]()
-
-    def peak_of(plan: Plan) -> int:
-        found.append(compiler.measured(plan))
-        return found[-1][0]
-
-    say = Console(stderr=True).print
-    options = Options(
-        mesh=MeshSpec.of(1),
-        memory_bytes=budget,
-        progress=lambda text: say(text) if "compiled" in text else None,
-    )
-    plan = confirmed(CHIP, options, lambda given: search(step, CHIP, given), peak_of)
-    row = compiler.row(plan, found[-1])
-    return dataclasses.replace(row, budget_bytes=budget, first_bytes=found[0][0])
 
 
 def rows(
@@ -233,8 +75,15 @@ def rows(
         variant = f"planned, {share} %"
         if (case.name, variant) in known:
             continue
+        measured = {
+            row.program: (row.peak_bytes, row.cycles)
+            for (name, _), row in known.items()
+            if name == case.name and row.program
+        }
         try:
-            yield planned(case, whole * share // 100, variant, early)
+            row = planned(case, whole * share // 100, variant, early, measured)
+            known[case.name, variant] = row
+            yield row
         except InfeasibleError as error:
             Console(stderr=True).print(f"{case.name}, {variant}: {error}")
 
@@ -263,7 +112,7 @@ def _read(path: Path) -> list[Row]:
 
 def _table(found: list[Row]) -> Table:
     table = Table("step", "variant", "budget", "first", "peak", "predicted")
-    for name in ("Mcycles", "recomputed", "link"):
+    for name in ("Mcycles", "recomputed", "link", "time", "by hand"):
         table.add_column(name)
     for row in sorted(found, key=lambda row: row.case):
         budget = format_bytes(row.budget_bytes) if row.budget_bytes else ""
@@ -272,8 +121,16 @@ def _table(found: list[Row]) -> Table:
             *(row.case, row.variant, budget, first),
             *map(format_bytes, (row.peak_bytes, row.predicted_bytes)),
             *(f"{row.cycles / 1e6:.1f}", str(row.recomputed), f"{row.link_s * 1e3:.0f} ms"),
+            *(f"{row.seconds * 1e3:.1f} ms", _best_by_hand(row, found)),
         )
     return table
+
+
+def _best_by_hand(row: Row, found: list[Row]) -> str:
+    """The least time of what was written by hand for the case and fits the row's budget."""
+    ways = [one for one in found if one.case == row.case and not one.budget_bytes]
+    times = [one.seconds for one in ways if one.peak_bytes <= row.budget_bytes]
+    return f"{min(times) * 1e3:.1f} ms" if times else ""
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from autopar.core.errors import InfeasibleError
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import format_bytes, parse_cluster
 from autopar.models import preset
+from autopar.passes.fingerprint import Signatures
 from autopar.passes.simplify import simplify
 from autopar.passes.trace import Step, trace
 from autopar.search.options import Options
@@ -141,17 +142,22 @@ def traced(model: str, batch: int, overrides: tuple[tuple[str, object], ...]) ->
     return Traced(trace(workload.train_step, state, examples), traced_s, simplified_cpu_s)
 
 
+def _anew(step: Step) -> Step:
+    """The step, of which nothing is known from a search before."""
+    return dataclasses.replace(step, signatures=Signatures())
+
+
 def run(case: Case) -> Row:
     """Traces and plans one case."""
     found = traced(case.model, case.batch, tuple(case.overrides.items()))
-    step = dataclasses.replace(found.step)  # nothing is known of it from the case before
+    step = _anew(found.step)
     mesh = None if case.mesh is None else MeshSpec.of(case.mesh)
     cluster = parse_cluster(case.cluster)
     budget = AMPLE
     if case.share is not None:
         free = search(step, cluster, Options(mesh=mesh, memory_bytes=AMPLE))
         budget = int(case.share * free.predicted.peak_bytes)
-        step = dataclasses.replace(step)
+        step = _anew(step)
     began, began_cpu = time.perf_counter(), time.process_time()
     plan = search(step, cluster, Options(mesh=mesh, memory_bytes=budget))
     searched_s = time.perf_counter() - began

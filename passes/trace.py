@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -45,6 +45,8 @@ class Step:
       out_tree: the tree of the result.
       donated: for each flat input, whether the step may reuse its memory.
       ties: ``(flat output, flat input)`` pairs: outputs that are the next step's inputs.
+      signatures: of its equations; one for all passes, and for the programs made of the step, as
+        each would write the same again.
     """
 
     jaxpr: ClosedJaxpr
@@ -54,6 +56,7 @@ class Step:
     out_tree: PyTreeDef
     donated: tuple[bool, ...]
     ties: tuple[tuple[int, int], ...]
+    signatures: Signatures = field(default_factory=Signatures, repr=False, compare=False)
 
     @property
     def in_avals(self) -> tuple[Any, ...]:
@@ -70,11 +73,6 @@ class Step:
         outs = (f"{p}:{aval_text(a)}" for p, a in zip(self.out_paths, self.out_avals, strict=True))
         rest = (*ins, *outs, str(self.donated), str(self.ties))
         return fingerprint(self.jaxpr, rest, self.signatures)
-
-    @cached_property
-    def signatures(self) -> Signatures:
-        """Of its equations; one for all passes, as each would write the same again."""
-        return Signatures()
 
     @cached_property
     def programs(self) -> tuple[Step, ...]:

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from autopar.core.layout import B, Layout, Partial, Placement, Split, divides
 from autopar.core.mesh import MeshSpec
@@ -33,6 +34,7 @@ class State:
 
 
 Domain = tuple[State, ...]
+Choice = TypeVar("Choice")
 
 
 @dataclass(slots=True)
@@ -98,7 +100,7 @@ def _joint_states(rule: FactorRule, mesh: MeshSpec) -> Iterable[State]:
         for s in axis_strategies(rule)
     ]
     found: dict[tuple[object, object], State] = {}
-    for combination in itertools.product(strategies, repeat=len(mesh.axes)):
+    for combination in itertools.product(*_along(strategies, mesh)):
         factors, reads, writes, reduced = zip(*combination, strict=True)
         if not fits(factors):
             continue
@@ -108,6 +110,11 @@ def _joint_states(rule: FactorRule, mesh: MeshSpec) -> Iterable[State]:
             continue
         found.setdefault((operands, results), State(operands, results, factors))
     return found.values()
+
+
+def _along(choices: Sequence[Choice], mesh: MeshSpec) -> list[Sequence[Choice]]:
+    """For each axis, what there is to choose, replication first: along a single device no more."""
+    return [choices if axis.size > 1 else choices[:1] for axis in mesh.axes]
 
 
 def _fits(rule: FactorRule, factors: Sequence[str | None], mesh: MeshSpec) -> bool:
@@ -137,7 +144,7 @@ def _layouts(shape: tuple[int, ...], partial: frozenset[str], mesh: MeshSpec) ->
     dims = () if 0 in shape else range(len(shape))
     choices: list[Placement] = [B, *(Split(d) for d in dims if shape[d] > 1)]
     choices += [Partial(op) for op in sorted(partial)]
-    for layout in itertools.product(choices, repeat=len(mesh.axes)):
+    for layout in itertools.product(*_along(choices, mesh)):
         if len(_reductions(layout)) <= 1 and divides(shape, layout, mesh):
             yield layout
 

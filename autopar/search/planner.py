@@ -57,30 +57,42 @@ def search(
     """
     began = time.perf_counter()
     prepared = prepared or Prepared.folded(step, cluster, options)
+    found = best(prepared, options)
+    return planned(prepared, found, options, time.perf_counter() - began)
+
+
+def best(prepared: Prepared, options: Options, last_resort: bool = True) -> Candidate:
+    """The best plan, before it is written out; errors as of ``search``.
+
+    Args:
+      last_resort: whether the plan of least memory is sought where no other fits.
+    """
+    cluster = prepared.cluster
     budget = options.memory_bytes or cluster.chip.usable_bytes
     meshes = _meshes(cluster, options, own_mesh(own_shardings(prepared.graph)))
-    best: Candidate | None = None
+    found: Candidate | None = None
     failures: list[InfeasibleError] = []
     misfits: list[PinError] = []
     for mesh in meshes:
         options.progress(f"searching {mesh}")
-        known = best.solution.cost if best else FORBIDDEN
+        known = found.solution.cost if found else FORBIDDEN
         try:
-            found = _fit(prepared, prepared.problem(mesh), budget, options, known)
+            other = _fit(prepared, prepared.problem(mesh), budget, options, known, last_resort)
         except InfeasibleError as error:
             failures.append(error)
             continue
         except PinError as error:  # another mesh may suit the pins
             misfits.append(error)
             continue
-        if found and found.solution.cost < known:
-            best = found
-    if best is None:
+        if other and other.solution.cost < known:
+            found = other
+    if found is None:
         raise nearest(failures) if failures else misfits[0]
-    return _plan(prepared, best, options, time.perf_counter() - began)
+    return found
 
 
-def _plan(prepared: Prepared, best: Candidate, options: Options, seconds: float) -> Plan:
+def planned(prepared: Prepared, best: Candidate, options: Options, seconds: float) -> Plan:
+    """The plan, written out. ``seconds``: that the search took."""
     cluster, depth = prepared.cluster, prepared.depth
     problem, found = best.problem, best.solution
     assert found.choice is not None
@@ -100,6 +112,24 @@ def nearest(failures: list[InfeasibleError]) -> InfeasibleError:
     """The failure that came nearest to the budget."""
     known = [f for f in failures if f.least_bytes is not None]
     return min(known, key=lambda f: f.least_bytes or 0) if known else failures[0]
+
+
+def unfolded(prepared: Prepared, found: Candidate, plain: Prepared) -> Candidate:
+    """The same for the same step with no layers folded."""
+    if prepared is plain:
+        return found
+    problem = plain.problem(found.problem.mesh)
+    states = found.solution.choice or ()
+    names = {
+        name: states[variable]
+        for node, variable in zip(prepared.graph.nodes, found.problem.variables, strict=True)
+        for name in prepared.depth.names(node)
+    }
+    own = zip(plain.graph.nodes, problem.variables, strict=True)
+    chosen = {variable: names[node.name] for node, variable in own}
+    choice = tuple(chosen[variable] for variable in range(len(chosen)))
+    solution = dataclasses.replace(found.solution, choice=choice, cost=problem.network.cost(choice))
+    return dataclasses.replace(found, problem=problem, solution=solution)
 
 
 def _meshes(cluster: Cluster, options: Options, own: MeshSpec | None) -> tuple[MeshSpec, ...]:
@@ -135,7 +165,12 @@ def _meshes(cluster: Cluster, options: Options, own: MeshSpec | None) -> tuple[M
 
 
 def _fit(
-    prepared: Prepared, problem: Problem, budget: int, options: Options, known: int
+    prepared: Prepared,
+    problem: Problem,
+    budget: int,
+    options: Options,
+    known: int,
+    last_resort: bool,
 ) -> Candidate | None:
     """Solves, and limits the instants that are over budget until the simulated peak fits it.
 
@@ -145,7 +180,7 @@ def _fit(
     # On one or two axes a network is small enough to be solved whole.
     axes = problem.axis_choices() if len(problem.mesh.axes) > 2 else ()
     limits: dict[int, Limit] = {}
-    least, bound, exact = FORBIDDEN, 0, True
+    least, bound, exact, heaviest = FORBIDDEN, 0, True, ""
     deadline = time.monotonic() + options.time_limit_s
     while (left := deadline - time.monotonic()) > 0:
         network = dataclasses.replace(problem.network, limits=tuple(map(folded, limits.values())))
@@ -154,6 +189,8 @@ def _fit(
         if found.choice is None or found.cost >= known:
             if known < FORBIDDEN:
                 return None
+            if limits and not last_resort:
+                raise _too_big(options.search, problem.mesh, least, budget, heaviest)
             break
         if not limits:
             prepared.free[problem.mesh] = found
@@ -164,9 +201,9 @@ def _fit(
             status = found.status if exact else "feasible"
             solution = dataclasses.replace(found, status=status, bound=min(bound, found.cost))
             return Candidate(problem, solution, peak)
-        least = min(least, peak)
+        if peak < least:
+            least, heaviest = peak, model.heaviest(states)
         if options.search in BASELINES:
-            heaviest = model.heaviest(states)
             raise _too_big(options.search, problem.mesh, peak, budget, heaviest)
         options.progress(f"peak {format_bytes(peak)} over {format_bytes(budget)}: tightening")
         exact &= _tighten(limits, model, states, budget)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from jax.extend.core import Var
 
+from autopar.core.layout import Layout
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster, Resharder
 from autopar.passes.fold import NotFoldable
@@ -31,10 +32,14 @@ ALIKE_ABOVE = 400
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """What is on the host: flat inputs, and stacks of loops by name."""
+    """What is on the host: flat inputs, and stacks of loops by name.
+
+    ``resting``: the layouts in which inputs must rest, for those to be updated there.
+    """
 
     inputs: frozenset[int] = frozenset()
     stacks: tuple[str, ...] = ()
+    resting: Mapping[int, Layout] = field(default_factory=dict[int, Layout])
 
     def shares(self, step: Step) -> Mapping[Var, float]:
         """What a device holds of values all the same."""
@@ -135,7 +140,8 @@ class Prepared:
     def _restriction(self, mesh: MeshSpec) -> Restriction:
         step, graph, search = self.depth.step, self.graph, self.options.search
         pins = pins_.resolve(self.options.pins, step, mesh)
-        pinned = {i: (pin.layout,) for i, pin in pins.items()}
+        pinned = {i: (layout,) for i, layout in self.away.resting.items()}
+        pinned.update((i, (pin.layout,)) for i, pin in pins.items())
         own = own_states(own_shardings(graph), graph, mesh, step, pins)
         if search not in BASELINES:
             return Restriction(pinned, own=own)

@@ -81,22 +81,34 @@ class ProgramMemory:
 
     def _extras(self, states: Sequence[State], pieces: bool = True) -> Iterable[Extra]:
         """Copies: an input in use as it does not rest, and both ends of every re-layout."""
+        yield from self.copies(states)
+        for _, extra in self.streams(states) if pieces else ():
+            yield extra
+
+    def streams(self, states: Sequence[State]) -> Iterable[tuple[Var, Extra]]:
+        """Operands of products that must lie in memory (see ``Streamed``), each with its value."""
+        streamed: dict[tuple[Var, int], tuple[int, float]] = {}
+        for place, left, right in self.problem.moves(states):
+            edge = self.problem.graph.edges[place]
+            if self._copied(edge, left, right) is not None:
+                for one, size in self._streaming(edge, left, right, states):
+                    root = self.timeline.root(one.var)
+                    end, most = streamed.get((root, one.start), (0, 0.0))
+                    streamed[root, one.start] = max(end, one.end), max(most, size)
+        for (var, start), (end, size) in streamed.items():
+            yield var, (start, end, size)
+
+    def copies(self, states: Sequence[State]) -> Iterable[Extra]:
+        """All other copies."""
         graph = self.problem.graph
         yield from self._standing(graph, states)
         changed: set[int] = set()
-        streamed: dict[tuple[Var, int], tuple[int, float]] = {}
         for place, left, right in self.problem.moves(states):
             edge = graph.edges[place]
             extra = self._copied(edge, left, right)
             if extra is not None:
                 changed.update((edge.src, edge.dst))
                 yield extra
-                for one, size in self._streaming(edge, left, right, states) if pieces else ():
-                    root = self.timeline.root(one.var)
-                    end, most = streamed.get((root, one.start), (0, 0.0))
-                    streamed[root, one.start] = max(end, one.end), max(most, size)
-        for (_, start), (end, size) in streamed.items():
-            yield start, end, size
         for held in self.held:
             if not held.is_weight and held.node in changed:
                 yield (

@@ -69,6 +69,8 @@ def solve(
       known: what is sought costs less than this; ``infeasible`` is then that nothing does.
       small, large: see ``SMALL`` and ``LARGE``.
     """
+    if all(len(costs) == 1 for costs in network.unary):
+        return _only(network, known)
     solver = solver or default_solver()
     deadline = time.monotonic() + seconds
     if not network.limits and network.entries > small:
@@ -87,6 +89,15 @@ def solve(
         return _undone(network, undo, found)
     status = "optimal" if found.status == "infeasible" else "feasible"
     return dataclasses.replace(first, bound=found.bound, status=status)
+
+
+def _only(network: Network, known: int) -> Solution:
+    """The one assignment there is, if it is allowed and costs less than ``known``."""
+    choice = (0,) * len(network.unary)
+    cost = network.cost(choice)
+    if cost >= min(known, FORBIDDEN // 2):
+        return Solution(None, FORBIDDEN, cost, "infeasible")
+    return Solution(choice, cost, cost, "optimal")
 
 
 def _undone(network: Network, undo: Undo, found: Solution) -> Solution:

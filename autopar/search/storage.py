@@ -12,6 +12,7 @@ The fastest of what fits, of 2, 3 and 4, is the answer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -43,37 +44,65 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     began = time.monotonic()
     prepared = Prepared.folded(step, cluster, options)
     unlimited = dataclasses.replace(options, memory_bytes=UNLIMITED)
-    free = planner.search(step, cluster, unlimited, prepared)
+    best = planner.best(prepared, unlimited)
+    free = planner.planned(prepared, best, unlimited, time.monotonic() - began)
     budget = options.memory_bytes or cluster.chip.usable_bytes
     if free.predicted.peak_bytes <= budget:
         return dataclasses.replace(free, options=options.as_text())
-    least, heaviest = free.predicted.peak_bytes, ""
     plans: list[Plan] = []
-    options.progress(f"needs {format_bytes(least)} of {format_bytes(budget)}: sharding more")
+    needed = format_bytes(free.predicted.peak_bytes)
+    options.progress(f"needs {needed} of {format_bytes(budget)}: sharding more")
     if free.mesh.device_count > 1:
-        try:
-            plans.append(planner.search(step, cluster, options, prepared))
-        except InfeasibleError as error:
-            if error.least_bytes is not None and error.least_bytes < least:
-                least, heaviest = error.least_bytes, error.heaviest
+        with contextlib.suppress(InfeasibleError):
+            plans.append(_sharded(prepared, options)[1])
     if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):
-        start = Start.of(prepared.plain(), free, options)
+        whole = prepared.plain()
+        start = Start.of(whole, planner.unfolded(prepared, best, whole), free, free, options)
         plans += start.plans(plans)
         deadline = began + options.time_limit_s
         if free.mesh.device_count > 1:
-            plans += _between(prepared, free, plans, options, deadline)
+            plans += _between(prepared, whole, free, plans, options, deadline)
         if not plans:
-            raise start.infeasible((least, heaviest))
-    best = min(plans, key=lambda plan: plan.solver.objective_s)
-    return _judged(best, free, options)
+            plans.append(_last(prepared, free, options, start))
+    fastest = min(plans, key=lambda plan: plan.solver.objective_s)
+    return _judged(fastest, free, options)
+
+
+def _sharded(prepared: Prepared, options: Options) -> tuple[planner.Candidate, Plan]:
+    """The best plan within the memory that recomputes nothing; errors as of ``planner.search``."""
+    began = time.perf_counter()
+    found = planner.best(prepared, options, last_resort=False)
+    return found, planner.planned(prepared, found, options, time.perf_counter() - began)
+
+
+def _last(prepared: Prepared, free: Plan, options: Options, start: Start) -> Plan:
+    """The plan of least memory, where recomputing does not help. It recomputes nothing.
+
+    Raises:
+      InfeasibleError: that does not fit either.
+    """
+    least = free.predicted.peak_bytes, ""
+    if free.mesh.device_count > 1:
+        try:
+            return planner.search(prepared.step, prepared.cluster, options, prepared)
+        except InfeasibleError as error:
+            if error.least_bytes is not None:
+                least = error.least_bytes, error.heaviest
+    raise start.infeasible(least)
 
 
 def _between(
-    prepared: Prepared, free: Plan, plans: list[Plan], options: Options, deadline: float
+    prepared: Prepared,
+    whole: Prepared,
+    free: Plan,
+    plans: list[Plan],
+    options: Options,
+    deadline: float,
 ) -> list[Plan]:
     """Plans that shard more than ``free``, and leave less to recompute.
 
-    A limit under which sharding alone is no faster than the best plan known is too low.
+    A limit under which sharding alone is no faster than the best plan known is too low. ``whole``:
+    what is prepared with no layers folded.
     """
     budget = options.memory_bytes or prepared.cluster.chip.usable_bytes
     low, high = budget, free.predicted.peak_bytes
@@ -87,14 +116,15 @@ def _between(
         options.progress(f"sharding for {format_bytes(limit)}, then storage")
         given = dataclasses.replace(options, memory_bytes=limit, time_limit_s=left)
         try:
-            layouts = planner.search(prepared.step, prepared.cluster, given, prepared)
+            found_there, layouts = _sharded(prepared, given)
         except InfeasibleError:
             low = limit
             continue
         more: list[Plan] = []
         if layouts.solver.objective_s < best:
             given = dataclasses.replace(options, time_limit_s=max(1.0, deadline - time.monotonic()))
-            more = Start.of(prepared.plain(), layouts, given).plans([*plans, *found])
+            there = planner.unfolded(prepared, found_there, whole)
+            more = Start.of(whole, there, layouts, free, given).plans([*plans, *found])
         found += more
         if min((plan.solver.objective_s for plan in more), default=math.inf) < best:
             high = limit
@@ -104,12 +134,11 @@ def _between(
 
 
 def _judged(plan: Plan, free: Plan, options: Options) -> Plan:
-    """What is proven of the plan: none is faster than the best without a limit."""
-    bound = min(free.solver.bound_s, plan.solver.objective_s)
-    if plan.recompute or plan.offloaded:
-        solver = dataclasses.replace(plan.solver, status="feasible", bound_s=bound)
-    else:
-        solver = dataclasses.replace(plan.solver, bound_s=max(bound, plan.solver.bound_s))
+    """What is proven of the plan: if it recomputes nothing, of plans that do not."""
+    solver = plan.solver
+    if not (plan.recompute or plan.offloaded):
+        bound = max(min(free.solver.bound_s, solver.objective_s), solver.bound_s)
+        solver = dataclasses.replace(solver, bound_s=bound)
     return dataclasses.replace(
         plan, solver=solver, options=options.as_text(), unlimited=free.predicted.curve
     )

@@ -14,13 +14,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from autopar.core.layout import local_shape
+from autopar.core.layout import Layout, local_shape
 from autopar.core.plan import Offloaded, Plan
 from autopar.cost_model import Chip, format_bytes
 from autopar.cost_model.work import itemsize
 from autopar.passes.offload import pieces_under
 from autopar.passes.trace import Step
 from autopar.search.options import Options
+from autopar.search.prepared import Away
 
 SMALLEST = 2**20
 """Bytes below which an input stays on the device: many small loops would be slower."""
@@ -36,12 +37,14 @@ class Movable:
     Attributes:
       bytes: on the host, per device; of a weight with those of its gradient.
       seconds: of all its crossings of the link, a step.
+      layout: in which it rests.
       is_weight: whether loops go over it.
     """
 
     position: int
     bytes: int
     seconds: float
+    layout: Layout
     is_weight: bool = False
 
 
@@ -61,7 +64,7 @@ def movable(step: Step, plan: Plan, chip: Chip) -> tuple[Movable, ...]:
                 held = size + gradients
                 crossings += 2 * gradients + size * _loops(step, i)
             if size >= SMALLEST:
-                found.append(Movable(i, held, crossings / chip.host_bandwidth, weight))
+                found.append(Movable(i, held, crossings / chip.host_bandwidth, layouts[0], weight))
     return tuple(sorted(found, key=lambda one: (one.is_weight, -one.bytes, one.position)))
 
 
@@ -93,9 +96,11 @@ class HostState:
                 left -= part.bytes
         return cls(room, found, tuple(kept))
 
-    @property
-    def positions(self) -> frozenset[int]:
-        return frozenset(part.position for part in self.fitting)
+    def away(self, parts: Sequence[Movable], stacks: Sequence[str]) -> Away:
+        """These, and stacks of loops, on the host; all that may be there rests as it does now."""
+        inputs = frozenset(part.position for part in parts)
+        resting = {one.position: one.layout for one in self.movable} if inputs else {}
+        return Away(inputs, tuple(stacks), resting)
 
     def __str__(self) -> str:
         held, more = (sum(p.bytes for p in parts) for parts in (self.fitting, self.movable))

@@ -13,36 +13,39 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from autopar.core.errors import InfeasibleError
-from autopar.core.plan import Plan, Recomputation
+from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, format_bytes
 from autopar.passes.trace import Step
 from autopar.search import planner
 from autopar.search.memory import heaviest
 from autopar.search.options import Options
 from autopar.search.plan_prices import PlanPrices
+from autopar.search.planner import Candidate
 from autopar.search.prepared import Away, Prepared
+from autopar.search.storage_attempt import Attempt, Room
 from autopar.search.storage_choice import Choice, choose, lightest
 from autopar.search.storage_model import StorageModel
 from autopar.search.storage_names import dropped_names
-from autopar.search.storage_offload import HostState, Movable, amounts, with_host
+from autopar.search.storage_offload import HostState, Movable, amounts
 from autopar.search.storage_program import NO_LINK, Link
-from autopar.search.storage_stacks import offloaded_stacks, stacks_of
-from autopar.search.storage_values import Value
+from autopar.search.storage_stacks import stacks_of
 
 UNLIMITED = 2**62
 """Bytes; more than any device has."""
 
-ATTEMPTS = 6
+ATTEMPTS = 5
 """Choices tried, each for less or more memory by what the last was wrong."""
 
-SMALLER = 0.998
-"""Of its own memory, what the next choice may have at most."""
+NEAR = 1e-3
+"""Share of the step by which the next choice must promise to be faster to be tried."""
+
+PROVEN = 2e-3
+"""Gap at which a plan counts as proven: attempts leave ``NEAR``, their solver as much again."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,38 @@ class Start:
     """One program under the layouts of one plan.
 
     Attributes:
-      layouts: the plan, whose mesh is kept.
+      layouts: the plan, whose mesh is kept. least_s: no plan that recomputes nothing is faster.
       budget: bytes a device.
       model: the choices there are.
     """
 
-    step: Step
-    cluster: Cluster
+    prepared: Prepared
     options: Options
     layouts: Plan
+    least_s: float
     budget: int
     model: StorageModel
 
     @classmethod
-    def of(cls, prepared: Prepared, layouts: Plan, options: Options) -> Start:
-        """``prepared``: the program that ``layouts`` is a plan for."""
-        step, cluster = prepared.step, prepared.cluster
-        budget = options.memory_bytes or cluster.chip.usable_bytes
-        model = StorageModel.of(prepared, layouts, options.remat == "auto")
-        return cls(step, cluster, options, layouts, budget, model)
+    def of(
+        cls, prepared: Prepared, found: Candidate, layouts: Plan, free: Plan, options: Options
+    ) -> Start:
+        """``prepared``: the program that ``layouts`` is a plan for, ``found``: what was written out
+        as it. ``free``: the best plan without a limit.
+        """
+        budget = options.memory_bytes or prepared.cluster.chip.usable_bytes
+        model = StorageModel.of(prepared, found, layouts, options.remat == "auto")
+        return cls(prepared, options, layouts, free.solver.bound_s, budget, model)
+
+    @property
+    def step(self) -> Step:
+        """The program."""
+        return self.prepared.step
+
+    @property
+    def cluster(self) -> Cluster:
+        """Where it is to run."""
+        return self.prepared.cluster
 
     def plans(self, known: Sequence[Plan]) -> list[Plan]:
         """What is found, of plans that may be faster than the ``known`` ones."""
@@ -86,11 +102,6 @@ class Start:
         """What of the step's state may rest on the host."""
         return HostState.of(self.step, self.layouts, self.cluster.chip, self.options)
 
-    @cached_property
-    def _room(self) -> float:
-        """Bytes that the next choice may take, without what the model of memory leaves out."""
-        return float(self.budget) - self.model.unseen(self.layouts)
-
     def _link(self, away: Sequence[Movable]) -> Link:
         """What stacks may go over to the host, beside this state; ``NO_LINK``: nothing goes."""
         if self.options.offload == "none" or not (self.state.fitting or self.model.windows):
@@ -101,54 +112,57 @@ class Start:
     def _rematerialised(self, away: Sequence[Movable] = (), link: Link = NO_LINK) -> Plan | None:
         """The fastest plan found that recomputes something, on the mesh of ``layouts``, or none.
 
-        Each attempt tells by how much the choice's own model of memory is wrong, and the next asks
-        for as much less, or more. All share the time limit. ``away`` rests on the host; it may be
-        all that it takes.
+        Choices are tried as long as the next promises to be faster. All share the time limit.
+        ``away`` rests on the host; it may be all that it takes.
         """
         model = self.model.lighter(self.step.shares([part.position for part in away]))
-        values, base, target = model.values, model.base, self._room
+        room = Room(float(self.budget), self.budget - self.model.unseen(self.layouts))
         deadline = time.monotonic() + self.options.time_limit_s
-        best: Plan | None = None
+        best: Attempt | None = None
         tried: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
-        for _ in range(ATTEMPTS):
-            choice = choose(values, base, target, link) or lightest(values, base, link)
-            chosen, left = (choice.recomputed, choice.away), deadline - time.monotonic()
-            if chosen in tried or (tried and left <= 0):
+        choice = self._choice(model, room, link)
+        while (choice.recomputed, choice.away) not in tried and len(tried) < ATTEMPTS:
+            left = deadline - time.monotonic()
+            if (tried and left <= 0) or (best and not _promises(choice, best)):
                 break
-            tried.add(chosen)
-            found, needed = self._carried_out(choice, away, max(1.0, left))
-            unseen = needed - choice.peak
-            if found is None or needed > self.budget:
-                target = min(self.budget - unseen, choice.peak * SMALLER)
-                continue
-            target = self.budget - unseen
-            if best is None or found.solver.objective_s < best.solver.objective_s:
+            tried.add((choice.recomputed, choice.away))
+            options = dataclasses.replace(self._options(), time_limit_s=max(1.0, left))
+            parts = (self.prepared, model, choice, self.state, away)
+            found = Attempt.of(*parts, self._least_s(choice), options)
+            room.learn(choice, found.needed)
+            fits = found.needed <= self.budget
+            if fits and (best is None or found.objective_s < best.objective_s):
                 best = found
-        return best
+            choice = self._choice(model, room, link)
+        if best is None:
+            return None
+        plan = best.plan(model, away, self.model.windows)
+        return plan and self._bounded(plan, choice)
 
-    def _carried_out(
-        self, choice: Choice, away: Sequence[Movable], seconds: float
-    ) -> tuple[Plan | None, int]:
-        """The plan, if there is one, and the memory that it, or the lightest found, needs."""
-        options = dataclasses.replace(self._options(), time_limit_s=seconds)
-        values = self.model.values
-        names = dropped_names(values, self.model.bodies, choice.recomputed)
-        options.progress(f"recomputing {len(choice.recomputed)} values")
-        program = self.step.rematerialised(names)
-        stacks = stacks_of(program, values, choice.away)
-        rests = Away(frozenset(part.position for part in away), tuple(stacks))
-        try:
-            prepared = Prepared.of(program, self.cluster, options, rests)
-            found = planner.search(program, self.cluster, options, prepared)
-        except InfeasibleError as error:
-            return None, error.least_bytes or 0
-        needed = found.predicted.peak_bytes
-        more = offloaded_stacks(program, found, self.cluster, stacks, self.model.windows)
-        placed = with_host(program, found, self.cluster.chip, away, tuple(more))
-        if placed is None:
-            return None, needed
-        recomputed = tuple(_recomputations(values, choice))
-        return dataclasses.replace(placed, recompute=names, recomputed=recomputed), needed
+    def _choice(self, model: StorageModel, room: Room, link: Link) -> Choice:
+        found = choose(model.values, model.base, room.next, link)
+        return found or lightest(model.values, model.base, link)
+
+    def _least_s(self, choice: Choice) -> float:
+        """Of a step of these layouts that recomputes so; of loops, which then also stack less,
+        nothing is said.
+        """
+        return 0.0 if self.model.windows else self.layouts.solver.objective_s + choice.seconds
+
+    def _bounded(self, plan: Plan, last: Choice) -> Plan:
+        """What is proven of the plan. On one device there is nothing to choose but storage: the
+        bound is that of the last program, which has the room that the simulations left it. On
+        several it is that of a step without a limit. Of loops and links nothing is proven.
+        """
+        alone = self.layouts.mesh.device_count == 1
+        bound = self.least_s + (last.bound if alone else self.model.gain_s)
+        cost, status = plan.solver.objective_s, "feasible"
+        if self.model.windows or plan.offloaded:
+            bound = self.least_s
+        elif bound >= (1 - PROVEN) * cost:
+            status = "optimal"
+        solver = dataclasses.replace(plan.solver, bound_s=min(bound, cost), status=status)
+        return dataclasses.replace(plan, solver=solver)
 
     def _may_pay(self, plans: Sequence[Plan]) -> bool:
         """Whether a plan with no more on the host than is too much may be faster than these."""
@@ -159,11 +173,11 @@ class Start:
 
     def _offloaded(self) -> Plan | None:
         """A plan with state or stacks on the host, that recomputes what memory still asks for."""
-        parts = self.state.fitting
+        parts, room = self.state.fitting, self.budget - self.model.unseen(self.layouts)
         ranked: list[tuple[float, int, tuple[Movable, ...]]] = []
         for away in ((), *amounts(parts)):
             lighter = self.model.lighter(self.step.shares([part.position for part in away]))
-            choice = choose(lighter.values, lighter.base, self._room, self._link(away))
+            choice = choose(lighter.values, lighter.base, room, self._link(away))
             if choice is not None and (away or choice.away):
                 seconds = choice.seconds + sum(part.seconds for part in away)
                 ranked.append((seconds, len(away), away))
@@ -194,12 +208,13 @@ class Start:
         ``known``: the same of plans that recompute nothing.
         """
         state, model = self.state, self.model
-        base = model.lighter(self.step.shares(state.positions)).base
+        away = [part.position for part in state.fitting]
+        base = model.lighter(self.step.shares(away)).base
         choice = lightest(model.values, base, self._link(state.fitting))
         names = dropped_names(model.values, model.bodies, choice.recomputed)
         program = self.step.rematerialised(names)
         stacks = stacks_of(program, model.values, choice.away)
-        rests = Away(state.positions, tuple(stacks))
+        rests = state.away(state.fitting, tuple(stacks))
         needed, heaviest = self._least(program, rests)
         if needed > known[0]:  # the lightest shards more, and recomputes nothing
             needed, heaviest = known
@@ -223,16 +238,6 @@ def _heaviest(prepared: Prepared, plan: Plan) -> str:
     return heaviest(timeline, sizes, instant, paths)
 
 
-def _recomputations(values: Sequence[Value], choice: Choice) -> Iterator[Recomputation]:
-    """What a choice recomputes, those of one name together, by what they save."""
-    groups: dict[str, list[Value]] = defaultdict(list)
-    for number in choice.recomputed:
-        groups[values[number].label].append(values[number])
-    for label, group in sorted(groups.items(), key=lambda item: -_held(item[1])):
-        seconds = sum(value.seconds * value.trips for value in group)
-        count = sum(value.trips for value in group)
-        yield Recomputation(label, count, _held(group), seconds)
-
-
-def _held(group: Sequence[Value]) -> int:
-    return sum(value.bytes * value.trips for value in group if value.needed)
+def _promises(choice: Choice, best: Attempt) -> bool:
+    """Whether a choice may be faster than what came of another."""
+    return best.choice.seconds - choice.seconds > NEAR * best.objective_s

@@ -11,8 +11,9 @@ Values live in *bodies*: the step itself, and the body of each forward loop that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 
@@ -20,6 +21,11 @@ from autopar.cost_model import FusionBorders, Timeline
 from autopar.passes.remat import droppable
 from autopar.passes.trace import source_name
 from autopar.search.storage_bodies import Body, bodies_of, reads_of
+
+GAIN = 0.1
+"""Of the time that recomputing is predicted to save, what compiled programs save (measured, v5e:
+0.19 of 1.65 million cycles of two blocks of a GPT whose exponentials are recomputed; 0.0 of 9.9 of
+three larger ones). The arithmetic of what is recomputed hides less well than is priced."""
 
 Seconds = Callable[[str, JaxprEqn, FusionBorders], float]
 """What running the equation of a name costs, with the layout changes of its operands."""
@@ -37,7 +43,8 @@ class Value:
       group: names of the equations that make it from what is in memory: its fused kernel.
       sources: numbers of the values that the group reads.
       bytes: on a device, a trip. again: where it is recomputed. trips: how often.
-      seconds: of running the group again, a trip, less what its readers then read less.
+      seconds: of running the group again, a trip, less what its readers then read less; where that
+        is less than nothing, ``GAIN`` of it.
       needed: whether the backward pass reads it (or what is fused from it).
       start, last_forward: the instants between which the forward pass holds it.
       first, last: those of the backward pass's reads, if ``needed``.
@@ -77,19 +84,24 @@ def storage_values(
     seconds: Seconds,
     size: Size,
     bandwidth: float,
-) -> tuple[tuple[Value, ...], tuple[Body, ...]]:
-    """All values whose storage is a choice, makers before readers, and the bodies they are in.
+    streams: Mapping[Var, float] = MappingProxyType({}),
+) -> tuple[tuple[Value, ...], tuple[Body, ...], frozenset[Var]]:
+    """All values whose storage is a choice, makers before readers, the bodies they are in, and the
+    streams that are there as long as one of them is.
 
     Args:
       bandwidth: of device memory, bytes a second.
+      streams: what a layout change has products find in memory (see ``Streamed``), and its bytes.
     """
     may_drop = droppable(closed)
     bodies = tuple(bodies_of(closed, borders, timeline))
     values: list[Value] = []
+    attached: set[Var] = set()
     for body in bodies:
         finder = _Finder(body, timeline, may_drop, seconds, size, bandwidth, len(values))
         values += finder.values()
-    return tuple(values), bodies
+        attached |= finder.attach(streams, values)
+    return tuple(values), bodies, frozenset(attached)
 
 
 def _is_maximum(body: Body, var: Var) -> bool:
@@ -123,6 +135,21 @@ class _Finder:
                         found.append(value)
         self._note_reads(found)
         self._keep_maxima(found)
+        for value in found:
+            value.seconds = max(GAIN * value.seconds, value.seconds)
+        return found
+
+    def attach(self, streams: Mapping[Var, float], values: list[Value]) -> set[Var]:
+        """Counts each stream with the last of the values that it is computed from: it is held as
+        that is. Returns those of this body.
+        """
+        found: set[Var] = set()
+        for var, size in streams.items():
+            numbers = (self.numbers[var],) if var in self.numbers else self._behind(var)
+            if numbers and not self.body.span:
+                value = values[max(numbers)]
+                value.bytes, value.again = value.bytes + int(size), value.again + int(size)
+                found.add(var)
         return found
 
     def _carried(self, var: Var) -> Value:

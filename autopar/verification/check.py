@@ -76,7 +76,9 @@ def report_of(
         predicted_peak_bytes=(
             plan.predicted.peak_bytes if lowering == "jit" else plan.predicted.exact_peak_bytes
         ),
-        compiled_peak_bytes=peak_bytes(compiled.memory_analysis(), backend == "tpu", plan),
+        compiled_peak_bytes=peak_bytes(
+            compiled.memory_analysis(), backend == "tpu", plan.predicted.host_bytes
+        ),
         available_bytes=cluster.chip.hbm_bytes,
         predicted=predicted_traffic(
             plan,

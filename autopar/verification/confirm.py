@@ -25,6 +25,9 @@ from autopar.verification.topology import GENERATIONS, compiler_environment, top
 ATTEMPTS = 4
 """Plans made, until one is compiled to no more than the budget."""
 
+DOUBTFUL = 1.05
+"""Of the budget, what the best plan without a limit may need to be asked about all the same."""
+
 SMALLER = 0.99
 """Of what the last plan's error suggests, what the next may need."""
 
@@ -48,20 +51,23 @@ def confirmed(
     """
     budget = options.memory_bytes or cluster.chip.usable_bytes
     given, least = options, 0
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         try:
             plan = find(given)
         except InfeasibleError as error:
             if not least:
                 raise
             raise _refused(budget, least, str(error)) from None
+        whole = max(plan.unlimited.totals, default=0)
+        if not attempt and budget < whole <= DOUBTFUL * budget:
+            plan = find(dataclasses.replace(options, memory_bytes=int(DOUBTFUL * budget)))
         options.progress("compiling")
         peak = peak_of(plan)
         if peak <= budget:
             return dataclasses.replace(plan, compiled_bytes=peak, options=options.as_text())
         options.progress(f"compiled to {format_bytes(peak)}, over {format_bytes(budget)}")
         least = min(least or peak, peak)
-        asked = int(plan.predicted.peak_bytes * budget / peak * SMALLER)
+        asked = int(min(budget, plan.predicted.peak_bytes * budget / peak * SMALLER))
         given = dataclasses.replace(options, memory_bytes=asked)
     raise _refused(budget, least, f"{ATTEMPTS} plans were tried")
 
@@ -94,15 +100,15 @@ def compiled_peak(step: Step, plan: Plan, backend: str) -> int:
             if found is None:
                 raise
             return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]])
-    return peak_bytes(compiled.memory_analysis(), on_tpu, plan)
+    return peak_bytes(compiled.memory_analysis(), on_tpu, plan.predicted.host_bytes)
 
 
-def peak_bytes(memory: Any, on_tpu: bool, plan: Plan) -> int:
+def peak_bytes(memory: Any, on_tpu: bool, host_bytes: int = 0) -> int:
     """Arguments, results and the most temporaries live at once, on the device.
 
     XLA:TPU counts all arguments, those on the host too, and the temporaries of that memory which
     holds more of them: it may be the host's, so of the device no more than its own sizes say.
-    Others give all sizes apart; XLA:CPU takes both memories for one.
+    Others give all sizes apart; XLA:CPU takes both memories for one, with ``host_bytes`` in it.
     """
     if on_tpu:
         peak = memory.peak_memory_in_bytes - memory.host_argument_size_in_bytes
@@ -111,4 +117,4 @@ def peak_bytes(memory: Any, on_tpu: bool, plan: Plan) -> int:
         return min(peak, memory.argument_size_in_bytes + memory.temp_size_in_bytes)
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     whole = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
-    return whole - plan.predicted.host_bytes
+    return whole - host_bytes

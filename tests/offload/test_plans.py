@@ -13,6 +13,7 @@ import pytest
 
 import autopar
 from autopar.core.errors import InfeasibleError, OptionError, PlanError
+from autopar.core.layout import B, Split
 from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Offloaded
 from autopar.core.plan_json import from_json, to_json
@@ -23,6 +24,7 @@ from autopar.passes.trace import trace
 from autopar.runtime import PlannedStep
 from autopar.search import planner
 from autopar.search.options import Options
+from autopar.search.prepared import Away, Prepared
 
 SHAPE = (512, 1024)
 OPTIMIZER = optax.adamw(1e-3)
@@ -52,6 +54,18 @@ def plan(mebibytes: float, cluster: str = "cpu:1", **options: Any) -> autopar.Pl
     return autopar.plan(
         step, *arguments(), cluster=target, memory=int(mebibytes * 2**20), **options
     )
+
+
+def test_what_is_on_the_host_rests_as_it_must() -> None:
+    """Though another layout costs no more: an update is streamed only if all of it rests alike."""
+    cluster = autopar.cost_model.parse_cluster("cpu:4")
+    traced = trace(step, *arguments())
+    options = Options(mesh=MeshSpec.of({"data": 4}), memory_bytes=2**40)
+    for layout in ((Split(0),), (Split(1),), (B,)):
+        away = Away(frozenset((3, 5)), resting={3: layout, 5: layout})
+        prepared = Prepared.of(traced, cluster, options, away)
+        found = planner.search(traced, cluster, options, prepared)
+        assert [found.inputs[i].layout for i in (3, 5)] == [layout, layout]
 
 
 def test_what_fits_stays_on_the_device() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 import autopar
 from autopar.core.errors import InfeasibleError, OptionError
+from autopar.core.plan import MemoryCurve
 from autopar.cost_model import parse_cluster
 from autopar.search.options import Options
 from autopar.verification import confirmed
@@ -45,6 +46,25 @@ def test_it_asks_for_as_much_less_as_the_compiler_needs_more():
     assert plan.compiled_bytes == 990
     assert plan.options == asked.as_text()
     assert "990 B compiled" in str(plan)
+
+
+@pytest.mark.parametrize(("whole", "peak", "wanted"), [
+    (1040, 990, [1000, 1050]),  # as it is written it was predicted not to fit, but does
+    (1040, 1010, [1000, 1050, 1000]),
+    (1100, 990, [1000]),
+])  # fmt: skip
+def test_a_step_that_is_nearly_small_enough_is_asked_about(
+    whole: int, peak: int, wanted: list[int]
+):
+    budgets: list[int] = []
+    find, curve = found(budgets), MemoryCurve((0,), {"other": (whole,)})
+    confirmed(
+        CPU,
+        Options(memory_bytes=1000),
+        lambda options: dataclasses.replace(find(options), unlimited=curve),
+        lambda plan: peak if plan.predicted.peak_bytes != 1000 or whole > 1050 else 1000,
+    )
+    assert budgets == wanted
 
 
 def test_what_is_never_compiled_to_fit_is_said_to_need_the_least_seen():

@@ -1,0 +1,156 @@
+"""A choice of storage carried out: the program that it makes, sharded within the memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from autopar.core.errors import InfeasibleError
+from autopar.core.plan import Plan, Recomputation
+from autopar.search import planner
+from autopar.search.network import TICK_S
+from autopar.search.options import Options
+from autopar.search.prepared import Prepared
+from autopar.search.storage_choice import Choice
+from autopar.search.storage_model import StorageModel
+from autopar.search.storage_names import dropped_names
+from autopar.search.storage_offload import HostState, Movable, with_host
+from autopar.search.storage_stacks import offloaded_stacks, stacks_of
+from autopar.search.storage_values import Value
+
+SMALLER = 0.998
+"""Of its own memory, what the next choice may have at most."""
+
+STEP = 0.1
+"""Of what is between a choice that fits and one that does not, what the next must be above."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One choice, carried out.
+
+    Attributes:
+      names: of the equations that are recomputed.
+      found: how the program is best sharded, ``None`` if it does not fit.
+      needed: bytes that this, or the lightest plan found, needs.
+      least_s: seconds of the layouts that the choice was made under, and of the choice.
+      seconds: that the search took.
+    """
+
+    choice: Choice
+    names: tuple[str, ...]
+    prepared: Prepared
+    options: Options
+    stacks: Mapping[str, Value]
+    found: planner.Candidate | None
+    needed: int
+    least_s: float
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        prepared: Prepared,
+        model: StorageModel,
+        choice: Choice,
+        state: HostState,
+        away: Sequence[Movable],
+        least_s: float,
+        options: Options,
+    ) -> Attempt:
+        """``prepared``: the program as it is written, ``away``: of its inputs, on the host."""
+        began = time.perf_counter()
+        names = dropped_names(model.values, model.bodies, choice.recomputed)
+        options.progress(f"recomputing {len(choice.recomputed)} values")
+        program = prepared.step.rematerialised(names)
+        stacks = stacks_of(program, model.values, choice.away)
+        rests = state.away(away, tuple(stacks))
+        again = Prepared.of(program, prepared.cluster, options, rests)
+        found = None
+        try:
+            found = planner.best(again, options, last_resort=False)
+            needed = found.peak_bytes
+        except InfeasibleError as error:
+            needed = error.least_bytes or 0
+        seconds = time.perf_counter() - began
+        return cls(choice, names, again, options, stacks, found, needed, least_s, seconds)
+
+    @property
+    def objective_s(self) -> float:
+        """Of the step. The new program's own prices take recomputing to save more time than it does
+        (see ``GAIN``): it is not believed to be faster than what the choice is priced at.
+        """
+        if self.found is None:
+            return math.inf
+        return max(self.found.solution.cost * TICK_S, self.least_s)
+
+    def plan(
+        self, model: StorageModel, away: Sequence[Movable], windows: Mapping[str, float]
+    ) -> Plan | None:
+        """The plan; ``None`` if an input is laid out so that it cannot rest on the host."""
+        assert self.found is not None
+        step, cluster = self.prepared.step, self.prepared.cluster
+        plan = planner.planned(self.prepared, self.found, self.options, self.seconds)
+        more = self.objective_s - plan.solver.objective_s
+        plan = dataclasses.replace(
+            plan,
+            solver=dataclasses.replace(plan.solver, objective_s=self.objective_s),
+            predicted=dataclasses.replace(
+                plan.predicted,
+                step_s=plan.predicted.step_s + more,
+                compute_s=plan.predicted.compute_s + more,
+            ),
+        )
+        stacks = offloaded_stacks(step, plan, cluster, self.stacks, windows)
+        placed = with_host(step, plan, cluster.chip, away, tuple(stacks))
+        if placed is None:
+            return None
+        recomputed = tuple(_recomputations(model.values, self.choice))
+        return dataclasses.replace(placed, recompute=self.names, recomputed=recomputed)
+
+
+@dataclass(slots=True)
+class Room:
+    """Bytes that the next choice may have, by its own model of memory, after what has been tried.
+
+    Each attempt tells by how much that model is wrong, which differs from choice to choice: so what
+    is between the largest choice known to fit and the smallest known not to is halved, where the
+    last one's error leads out of it.
+    """
+
+    budget: float
+    next: float
+    fits: float = 0.0
+    exceeds: float = math.inf
+
+    def learn(self, choice: Choice, needed: float) -> None:
+        """``needed``: bytes of the plan that came of the choice."""
+        self.next = self.budget - (needed - choice.peak)
+        if needed > self.budget:
+            self.exceeds = min(self.exceeds, choice.peak)
+            self.next = min(self.next, choice.peak * SMALLER)
+        else:
+            self.fits = max(self.fits, choice.peak)
+        if self.fits and self.exceeds < math.inf:
+            least = self.fits + STEP * (self.exceeds - self.fits)
+            if not least < self.next < self.exceeds:
+                self.next = (self.fits + self.exceeds) / 2
+
+
+def _recomputations(values: Sequence[Value], choice: Choice) -> Iterator[Recomputation]:
+    """What a choice recomputes, those of one name together, by what they save."""
+    groups: dict[str, list[Value]] = defaultdict(list)
+    for number in choice.recomputed:
+        groups[values[number].label].append(values[number])
+    for label, group in sorted(groups.items(), key=lambda item: -_held(item[1])):
+        seconds = sum(value.seconds * value.trips for value in group)
+        count = sum(value.trips for value in group)
+        yield Recomputation(label, count, _held(group), seconds)
+
+
+def _held(group: Sequence[Value]) -> int:
+    return sum(value.bytes * value.trips for value in group if value.needed)
