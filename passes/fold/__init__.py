@@ -33,6 +33,9 @@ from autopar.passes.fold.splice import Part, splice
 WORTH = 0.75
 """A step is folded if what is to be looked at is less than this share of it."""
 
+LEAST = 0.05
+"""Of stacks that have so much of the program in the layers left out; each takes a program more."""
+
 SHORTER = 0.6
 """What it takes to look at a program with a layer less, as a share of that with it: it is not
 searched, only simulated."""
@@ -89,7 +92,7 @@ def fold(
         return None
     flow = Flow.of(closed.jaxpr)
     layers = find_layers(flow, runs)
-    stacks = [stack for stack in layers.stacks() if stack.folded]
+    stacks = [stack for stack in layers.stacks() if stack.saved >= LEAST * len(kinds)]
     if not stacks or not _pays(len(kinds), stacks):
         return None
     try:
