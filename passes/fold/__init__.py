@@ -24,17 +24,14 @@ from jax.extend.core import ClosedJaxpr, Var
 
 from autopar.passes.fingerprint import Signatures
 from autopar.passes.fold.flow import Flow
+from autopar.passes.fold.layers import LEAST, Layers, Stack, find_layers
 from autopar.passes.fold.layers import RADIUS as RADIUS
-from autopar.passes.fold.layers import Layers, Stack, find_layers
 from autopar.passes.fold.layers import NotFoldable as NotFoldable
 from autopar.passes.fold.runs import find_runs
 from autopar.passes.fold.splice import Part, splice
 
 WORTH = 0.75
 """A step is folded if what is to be looked at is less than this share of it."""
-
-LEAST = 0.05
-"""Of stacks that have so much of the program in the layers left out; each takes a program more."""
 
 SHORTER = 0.6
 """What it takes to look at a program with a layer less, as a share of that with it: it is not

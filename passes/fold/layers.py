@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +20,9 @@ class NotFoldable(Exception):
 
 RADIUS = 4
 """How far nodes look that are to be alike (``search.quotient``): a generic layer sees no end."""
+
+LEAST = 0.05
+"""Stacks matter that have so much of the program in them; each takes a program more."""
 
 SHORT = 2
 """Layers at the ends that may be unlike the others in one pass, and not in another."""
@@ -104,11 +106,11 @@ class Layers:
                 self._column.update(dict.fromkeys(inputs.tolist(), inputs))
         self._runs.append(run)
 
-    def numbers(self, run: Run, unknown: int) -> tuple[int, IntArray] | None:
-        """The stack and layers of a run, by what it reads: inputs rather than others.
+    def join(self, run: Run, missing: int) -> bool:
+        """Numbers a run by what it reads, inputs rather than others, if that is known.
 
         Args:
-          unknown: in how many repetitions that may lie in no layer. These are those that are left.
+          missing: in how many repetitions it is in no layer. These are those that are left.
         """
         slots, _ = self.flow.slots(run)
         stacks, numbers = self.stack[slots], self.layer[slots]
@@ -116,17 +118,18 @@ class Layers:
         lacks = stacks < 0
         one = (lacks | (stacks == stack)).all(axis=0) & (stack >= 0)
         apart = np.where(lacks, -1 - np.arange(run.count)[:, None], numbers)
-        (found,) = np.nonzero(one & (lacks.sum(axis=0) == unknown) & _distinct(apart))
+        (found,) = np.nonzero(one & (lacks.sum(axis=0) == missing) & _distinct(apart))
         if not len(found):
-            return None
+            return False
         slot = found[np.argmax(slots[0, found] >= self.flow.count)]
         layers = numbers[:, slot].copy()
         every = np.unique(self.layer[self.stack == stack[slot]])
         left = np.setdiff1d(every, layers)
-        if len(left) < unknown:
-            return None
-        layers[lacks[:, slot]] = left[len(left) - unknown :]
-        return int(stack[slot]), layers
+        if len(left) < missing:
+            return False
+        layers[lacks[:, slot]] = left[len(left) - missing :]
+        self.settle(run, int(stack[slot]), layers)
+        return True
 
     def stacks(self) -> list[Stack]:
         """The stacks, and which of their layers may be folded."""
@@ -170,22 +173,29 @@ class Layers:
 
 
 def find_layers(flow: Flow, runs: Sequence[Run]) -> Layers:
-    """Numbers the repetitions of all runs: the longest by position, others by what they read."""
+    """Numbers the repetitions of runs: the longest by position, others by what they read.
+
+    Runs that belong to none so long that folding it would pay are in no layer.
+    """
     unknown = np.full(flow.count + flow.inputs + 1, -1)  # and one for code -1
     layers = Layers(flow, unknown, unknown.copy())
     waiting = list(runs)
     stacks = 0
     while waiting:
-        for unknown, run in itertools.product(range(SHORT + 1), waiting):
-            found = layers.numbers(run, unknown)
-            if found is not None:
-                break
-        else:
-            run = _base(waiting)
-            found = stacks, np.arange(run.count)
-            stacks += 1
-        layers.settle(run, *found)
-        waiting.remove(run)
+        base = _base(waiting)
+        if _size(base) < LEAST * flow.count:
+            break
+        layers.settle(base, stacks, np.arange(base.count))
+        stacks += 1
+        waiting.remove(base)
+        joined = True
+        while joined:
+            joined = False
+            for missing in range(SHORT + 1):
+                left = [run for run in waiting if not layers.join(run, missing)]
+                joined, waiting = len(left) < len(waiting), left
+                if joined:
+                    break
     return layers
 
 

@@ -12,6 +12,9 @@ IntArray = NDArray[np.int64]
 IN_A_ROW = (1, 8)
 """Lengths of what is looked for again: a layer may have nothing that is in it just once."""
 
+TRIED = 256
+"""Distances tried, the most frequent."""
+
 MIXED = np.uint64(0x9E3779B97F4A7C15)
 
 FEWEST = 6
@@ -66,5 +69,6 @@ def _periods(kinds: IntArray) -> list[int]:
         order = np.argsort(words, kind="stable")
         found.append(np.diff(order)[np.diff(words[order]) == 0])
     distances, counts = np.unique(np.concatenate(found), return_counts=True)
-    often = (counts >= FEWEST - 1) & (distances * FEWEST <= len(kinds))
-    return distances[often].tolist()
+    often = np.flatnonzero((counts >= FEWEST - 1) & (distances * FEWEST <= len(kinds)))
+    most = often[np.argsort(-counts[often], kind="stable")[:TRIED]]
+    return sorted(distances[most].tolist())
