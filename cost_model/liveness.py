@@ -66,7 +66,7 @@ class Bodies:
         if not self._tails:
             used: dict[Var, bool] = {}
             for kernel in reversed(program):
-                late = all(used.get(v, True) for v in kernel.writes) and not _is_heavy(kernel.eqn)
+                late = all(used.get(v, True) for v in kernel.writes) and not is_heavy(kernel.eqn)
                 self._tails[kernel.eqn.outvars[0]] = late
                 for var in kernel.needs:
                     used[var] = used.get(var, True) and late
@@ -296,7 +296,8 @@ def _aside_last(program: tuple[Kernel, ...], lasting: frozenset[Var]) -> tuple[K
     return (*main, *(kernel for index, kernel in enumerate(program) if index not in kept))
 
 
-def _is_heavy(eqn: JaxprEqn) -> bool:
+def is_heavy(eqn: JaxprEqn) -> bool:
+    """Whether it is, or holds, a matmul, a convolution, a gather or the like."""
     inner = (e for body in all_bodies((eqn,)) for e in body.eqns)
     return any(
         KINDS.get(e.primitive.name) in _HEAVY_KINDS or e.primitive.name == "scatter-add"

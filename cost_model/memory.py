@@ -26,13 +26,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from numpy.typing import NDArray
 
+from autopar.cost_model.categories import Categories
 from autopar.cost_model.fusion import FusionBorders, fusion_borders
-from autopar.cost_model.liveness import Bodies, Span, Walk
+from autopar.cost_model.liveness import Bodies, Walk, is_heavy
 from autopar.cost_model.work import aval_bytes
 
 COPIES = "collective buffers"
@@ -54,6 +56,8 @@ Bytes = NDArray[np.float64]
 Instants = NDArray[np.intp]
 Extra = tuple[int, int, float]
 """First instant, last instant, bytes."""
+Lasting = Mapping[Var, int]
+"""Last instants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class Timeline:
         bytes_of: Mapping[Var, int],
         extra: Iterable[Extra] = (),
         vmem_bytes: float = 0,
+        lasting: Lasting = MappingProxyType({}),
     ) -> Bytes:
         """Live bytes at every instant.
 
@@ -127,16 +132,23 @@ class Timeline:
           bytes_of: per-device bytes of the variable of every buffer.
           extra: further ``(start, end, bytes)``: copies in another layout, receive buffers.
           vmem_bytes: on-chip memory, for values that are soon read for the last time.
+          lasting: buffers that live longer than their readers need, up to this instant.
         """
-        return self._summed(*self._held(bytes_of, extra, vmem_bytes))
+        return self._summed(*self._held(bytes_of, extra, vmem_bytes, lasting))
 
     def _held(
-        self, bytes_of: Mapping[Var, int], extra: Iterable[Extra], vmem_bytes: float
+        self,
+        bytes_of: Mapping[Var, int],
+        extra: Iterable[Extra],
+        vmem_bytes: float,
+        lasting: Lasting,
     ) -> tuple[Instants, Instants, Bytes]:
         """First and last instants of the buffers and the extra ones, and their device memory."""
         copies = np.array(list(extra), dtype=np.float64).reshape(-1, 3)
         starts = np.concatenate((self._starts, copies[:, 0].astype(np.intp)))
         ends = np.concatenate((self._ends, copies[:, 1].astype(np.intp)))
+        for var in lasting.keys() & self._places.keys():
+            ends[self._places[var]] = max(ends[self._places[var]], lasting[var])
         sizes = np.concatenate((self.sizes(bytes_of), copies[:, 2]))
         if vmem_bytes:
             sizes[self._on_chip(starts, ends, sizes, vmem_bytes)] = 0.0
@@ -171,9 +183,10 @@ class Timeline:
         bytes_of: Mapping[Var, int],
         extra: Iterable[Extra] = (),
         vmem_bytes: float = 0,
+        lasting: Lasting = MappingProxyType({}),
     ) -> tuple[int, int]:
         """``(instant, bytes)`` of the first moment at which the most bytes are live."""
-        live = self.profile(bytes_of, extra, vmem_bytes)
+        live = self.profile(bytes_of, extra, vmem_bytes, lasting)
         instant = int(np.argmax(live))
         return instant, int(live[instant])
 
@@ -189,9 +202,10 @@ class Timeline:
         bytes_of: Mapping[Var, int],
         extra: Iterable[Extra] = (),
         vmem_bytes: float = 0,
+        lasting: Lasting = MappingProxyType({}),
     ) -> dict[str, Bytes]:
         """``profile`` by category; every category is there, ``COPIES`` being what is extra."""
-        starts, ends, sizes = self._held(bytes_of, extra, vmem_bytes)
+        starts, ends, sizes = self._held(bytes_of, extra, vmem_bytes, lasting)
         kinds = np.full(len(sizes), COPIES, dtype=object)
         kinds[: len(self.buffers)] = [buffer.category for buffer in self.buffers]
         return {
@@ -202,6 +216,16 @@ class Timeline:
     def global_bytes(self) -> dict[Var, int]:
         """Bytes of every buffer's variable on a single device."""
         return {buffer.var: aval_bytes(buffer.var.aval) for buffer in self.buffers}
+
+    @cached_property
+    def last_heavy(self) -> int:
+        """The instant at which the last heavy kernel runs: then the backward pass is over."""
+        heavy = (at for at, eqn in enumerate(self.kernels) if is_heavy(eqn))
+        return max(heavy, default=self.instants - 1)
+
+    @cached_property
+    def _places(self) -> Mapping[Var, int]:
+        return {buffer.var: place for place, buffer in enumerate(self.buffers)}
 
     @cached_property
     def _starts(self) -> NDArray[np.intp]:
@@ -259,7 +283,7 @@ def liveness(
 
 def _timeline(walk: Walk, top: Jaxpr, inputs: Mapping[Var, str], bf16_dots: bool) -> Timeline:
     spans = tuple(walk.spans(top))
-    category = _Categories(walk, inputs, top)
+    category = Categories(walk, inputs, top)
     return Timeline(
         buffers=tuple(
             Buffer(s.var, s.start, s.end, category.of(s), s.scale if bf16_dots else max(1, s.scale))
@@ -273,28 +297,3 @@ def _timeline(walk: Walk, top: Jaxpr, inputs: Mapping[Var, str], bf16_dots: bool
         },
         roots={var: walk.resolve(var) for var in (*walk.bodies.borders.roots, *walk.alias)},
     )
-
-
-class _Categories:
-    """What each buffer is for.
-
-    A value that heavy work makes and only the optimiser's side uses is a gradient; one that the
-    forward pass makes and the backward pass uses last is an activation.
-    """
-
-    def __init__(self, walk: Walk, inputs: Mapping[Var, str], jaxpr: Jaxpr):
-        self.walk = walk
-        self.inputs = inputs
-        self.outputs = {walk.resolve(v) for v in jaxpr.outvars if isinstance(v, Var)}
-
-    def of(self, span: Span) -> str:
-        walk = self.walk
-        if span.kind == "input":
-            return self.inputs.get(span.var, "other")
-        if span.var in self.outputs:
-            return "outputs"
-        last = walk.last_use.get(span.var, span.start)
-        if not walk.tail[span.start] and span.var not in walk.busy and last > span.start:
-            return "gradients"
-        saved = walk.backward[last] and not walk.backward[span.start]
-        return "activations" if saved and span.kind == "value" else "other"

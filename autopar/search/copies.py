@@ -48,6 +48,34 @@ class Streamed:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A product, run at ``instant``, that only the update needs, and what it reads from memory."""
+
+    node: int
+    instant: int
+    sources: tuple[Var, ...]
+
+
+def gradients(
+    graph: Graph, timeline: Timeline, sources: Mapping[Var, tuple[Var, ...]]
+) -> tuple[Gradient, ...]:
+    """The gradients of weights outside of loops. ``sources``: of every kernel."""
+    late = np.ones(len(graph.nodes), np.bool_)
+    np.logical_and.at(late, graph.ends[:, 0], np.array(graph.tails, np.bool_)[graph.ends[:, 1]])
+    found: list[Gradient] = []
+    for node in graph.nodes:
+        eqn = node.eqn
+        if eqn is None or eqn.primitive.name != "dot_general" or node.trips > 1:
+            continue
+        instant = timeline.instant_of.get(eqn.outvars[0])
+        if instant is not None and late[node.index]:
+            read = sources.get(timeline.kernels[instant].outvars[0], ())
+            held = dict.fromkeys(timeline.root(var) for var in read)
+            found.append(Gradient(node.index, instant, tuple(held)))
+    return tuple(found)
+
+
 def held_hubs(graph: Graph, timeline: Timeline) -> tuple[Held, ...]:
     """The hubs of op results that are no buffers of the timeline, and when they are read."""
     buffers = {buffer.var for buffer in timeline.buffers}
@@ -94,7 +122,7 @@ def streamed_operands(
             if (root := timeline.root(atom)) not in buffers and root in timeline.instant_of
             if timeline.instant_of[root] <= end and not graph.heads[graph.sources[root].node]
         ]
-        if fused:
+        if end is not None:
             found[node.index] = (node.index, tuple(fused))
     onward = [node.eqn is not None and node.eqn.primitive.name in _ONWARD for node in graph.nodes]
     order = np.argsort(graph.ends[:, 0], kind="stable")

@@ -58,7 +58,7 @@ class Forms:
         target, (eqn, moved) = self._target(step), self._made_by(made)
         sizes = zip(left, self.mesh.sizes, strict=True)
         size = math.prod(n for p, n in sizes if is_partial((p,)) or (moved and p == target))
-        windowed = _is_windowed(eqn, size, self.mesh.device_count)
+        windowed = is_windowed(eqn, size, self.mesh.device_count)
         if windowed and (moved or target not in left):
             return "" if step is not path[-1] or is_partial(step.layout) else "windowed"
         whole = scatters_by_reduction(self.levels, size) or _is_convolved(eqn)
@@ -94,7 +94,8 @@ def _is_transpose(eqn: JaxprEqn | None) -> bool:
     return eqn is not None and eqn.primitive.name == "transpose"
 
 
-def _is_windowed(eqn: JaxprEqn | None, size: int, devices: int) -> bool:
+def is_windowed(eqn: JaxprEqn | None, size: int, devices: int) -> bool:
+    """Whether what made a value is a product that is windowed, if ``size`` devices scatter it."""
     if eqn is None or eqn.primitive.name != "dot_general" or size not in WINDOWED:
         return False
     (contracting, _), _ = eqn.params["dimension_numbers"]

@@ -21,9 +21,9 @@ from autopar.cost_model import Chip, format_bytes
 from autopar.cost_model.attention import NO_ATTENTION, attention_kernels
 from autopar.cost_model.fusion import all_bodies, fusion_borders
 from autopar.cost_model.memory import Bytes, Timeline, liveness
-from autopar.cost_model.tiles import convolved
+from autopar.cost_model.tiles import convolved, padding
 from autopar.passes.trace import Step, source_name
-from autopar.search.copies import held_hubs, streamed_operands
+from autopar.search.copies import gradients, held_hubs, streamed_operands
 from autopar.search.domains import State
 from autopar.search.graph import Graph
 from autopar.search.network import FORBIDDEN, Limit, Network
@@ -83,13 +83,16 @@ class MemoryModel:
         self.paths = dict(zip(top.invars, step.in_paths, strict=True))
         bodies = (top, *all_bodies(top.eqns))
         self.tiles = convolved(bodies) if chip.bf16_dots else {}
+        self.padding = padding(self.tiles, self.fusion.roots)
+        self.gradients = gradients(graph, self.timeline, self.fusion.sources)
         self.held = held_hubs(graph, self.timeline)
         self.streamed = streamed_operands(graph, self.timeline)
 
     def program(self, problem: Problem) -> ProgramMemory:
         """What the program holds on one mesh."""
         parts = (self.timeline, self.held, self.streamed, problem)
-        return ProgramMemory(*parts, self.vmem_bytes, self.paths, self.tiles)
+        laid = (self.tiles, self.padding, self.fusion.softmaxes)
+        return ProgramMemory(*parts, self.vmem_bytes, self.paths, self.gradients, *laid)
 
     def on(self, problem: Problem) -> MeshMemory:
         """The memory of one mesh's problem."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from jax.extend.core import Var
 
-from autopar.core.layout import Layout, Partial, Split, local_shape, shifted
-from autopar.cost_model.memory import SHORT_KERNELS, Bytes, Extra, Timeline
+from autopar.core.layout import Layout, local_shape, shifted
+from autopar.cost_model.memory import Bytes, Extra, Timeline
 from autopar.cost_model.tiles import Minor, tiled_elements
 from autopar.cost_model.work import itemsize, shape_of
-from autopar.search.copies import UNROLLED_RING, Held, Streamed
+from autopar.search.copies import Gradient, Held, Streamed
 from autopar.search.domains import State
-from autopar.search.graph import Edge, Graph
+from autopar.search.holding import Copies
 from autopar.search.network import IntArray
 from autopar.search.problem import Problem
+
+UNGROUPED = 4
+"""Dimensions of scores whose queries do not share keys: batch, heads, and both lengths."""
 
 
 @dataclass(slots=True)
@@ -30,29 +32,33 @@ class ProgramMemory:
     problem: Problem
     vmem_bytes: int
     paths: Mapping[Var, str]
+    gradients: tuple[Gradient, ...]
     tiles: Mapping[Var, Minor]
+    padding: Mapping[Var, float]
+    scores: Mapping[Var, Var]
     _tables: dict[object, IntArray] = field(default_factory=dict)
     _sizes: dict[object, int] = field(default_factory=dict)
 
     def live(self, states: Sequence[State], pieces: bool = True) -> Bytes:
         """Bytes at every instant; ``pieces``: see ``Streamed``."""
-        extras = self._extras(states, pieces)
-        return self.timeline.profile(self.bytes_of(states), extras, self.vmem_bytes)
+        bytes_of = self.bytes_of(states, pieces)
+        moved = self._held_by_moves.of(states, bytes_of, pieces)
+        return self.timeline.profile(bytes_of, moved.extra, self.vmem_bytes, moved.lasting)
 
     def load(self, instant: int, states: Sequence[State]) -> int:
         """What the limit at an instant counts of a choice."""
-        graph, total = self.problem.graph, 0.0
-        bytes_of = self.bytes_of(states)
+        bytes_of, total = self.bytes_of(states), 0.0
         for buffer in self.timeline.live_at(instant):
             total += buffer.scale * bytes_of[buffer.var]
-        for start, end, size in self._standing(graph, states):
+        for start, end, size in self._held_by_moves.standing(states):
             total += size if start <= instant <= end else 0.0
         return int(total)
 
     def stacked(self, states: Sequence[State]) -> Mapping[str, Bytes]:
         """Bytes at every instant, by category."""
-        extras = list(self._extras(states))
-        return self.timeline.stacked(self.bytes_of(states), extras, self.vmem_bytes)
+        bytes_of = self.bytes_of(states)
+        moved = self._held_by_moves.of(states, bytes_of, pieces=True)
+        return self.timeline.stacked(bytes_of, moved.extra, self.vmem_bytes, moved.lasting)
 
     def weights(self, instant: int) -> dict[int, IntArray]:
         """Of each variable, the bytes at an instant in each of its states, copies left out."""
@@ -69,95 +75,28 @@ class ProgramMemory:
                 _add(weights, self.problem, *self._table(held.var, 1.0))
         return weights
 
-    def bytes_of(self, states: Sequence[State]) -> dict[Var, int]:
+    def bytes_of(self, states: Sequence[State], pieces: bool = True) -> dict[Var, int]:
         """Of every buffer."""
         found: dict[Var, int] = {}
         sources = self.problem.graph.sources
         for buffer in self.timeline.buffers:
             node, port, shift = sources[buffer.var]
             layout = _resting(self.problem, node, states, port)
-            found[buffer.var] = self._local_bytes(buffer.var, shifted(layout, shift))
+            found[buffer.var] = self._local_bytes(buffer.var, shifted(layout, shift), pieces)
         return found
-
-    def _extras(self, states: Sequence[State], pieces: bool = True) -> Iterable[Extra]:
-        """Copies: an input in use as it does not rest, and both ends of every re-layout."""
-        yield from self.copies(states)
-        for _, extra in self.streams(states) if pieces else ():
-            yield extra
 
     def streams(self, states: Sequence[State]) -> Iterable[tuple[Var, Extra]]:
         """Operands of products that must lie in memory (see ``Streamed``), each with its value."""
-        streamed: dict[tuple[Var, int], tuple[int, float]] = {}
-        for place, left, right in self.problem.moves(states):
-            edge = self.problem.graph.edges[place]
-            if self._copied(edge, left, right) is not None:
-                for one, size in self._streaming(edge, left, right, states):
-                    root = self.timeline.root(one.var)
-                    end, most = streamed.get((root, one.start), (0, 0.0))
-                    streamed[root, one.start] = max(end, one.end), max(most, size)
-        for (var, start), (end, size) in streamed.items():
-            yield var, (start, end, size)
+        return self._held_by_moves.streams(states)
 
     def copies(self, states: Sequence[State]) -> Iterable[Extra]:
         """All other copies."""
-        graph = self.problem.graph
-        yield from self._standing(graph, states)
-        changed: set[int] = set()
-        for place, left, right in self.problem.moves(states):
-            edge = graph.edges[place]
-            extra = self._copied(edge, left, right)
-            if extra is not None:
-                changed.update((edge.src, edge.dst))
-                yield extra
-        for held in self.held:
-            if not held.is_weight and held.node in changed:
-                yield (
-                    held.start,
-                    held.end,
-                    self._local_bytes(held.var, states[held.node].results[0]),
-                )
+        return self._held_by_moves.copies(states)
 
-    def _standing(self, graph: Graph, states: Sequence[State]) -> Iterable[Extra]:
-        """The copies that a limit counts too: inputs in use as they do not rest, cast weights."""
-        for index in graph.shared_inputs:
-            node, state = graph.nodes[index], states[index]
-            if node.var in self.timeline.uses and state.operands != state.results:
-                assert node.var is not None
-                start, end = self.timeline.uses[node.var]
-                yield start, end, self._local_bytes(node.var, state.results[0])
-        for held in self.held:
-            if held.is_weight:
-                yield (
-                    held.start,
-                    held.end,
-                    self._local_bytes(held.var, states[held.node].results[0]),
-                )
-
-    def _copied(self, edge: Edge, left: Layout, right: Layout) -> Extra | None:
-        """What a re-layout adds: the copy an op reads, or the unreduced value a hub received."""
-        nodes = self.problem.graph.nodes
-        reader = nodes[edge.dst].eqn
-        maker = nodes[edge.src].eqn
-        eqn, layout = (reader, right) if reader is not None else (maker, left)
-        if eqn is None or not eqn.outvars or eqn.outvars[0] not in self.timeline.instant_of:
-            return None
-        instant = self.timeline.instant_of[eqn.outvars[0]]
-        local = local_shape(edge.shape, layout, self.problem.mesh)
-        return instant, instant, float(math.prod(local) * edge.itemsize)
-
-    def _streaming(
-        self, edge: Edge, left: Layout, right: Layout, states: Sequence[State]
-    ) -> Iterable[tuple[Streamed, float]]:
-        """What a product must find in memory, if this edge scatters it, and its bytes."""
-        ring = max(
-            axis.size if old == Partial("add") and isinstance(new, Split) else 1
-            for axis, old, new in zip(self.problem.mesh.axes, left, right, strict=True)
-        )
-        product, operands = self.streamed.get(edge.src, (0, ()))
-        for one in operands:
-            waits = edge.coalesced and one.end - one.start > SHORT_KERNELS
-            if ring > UNROLLED_RING or (ring > 1 and waits):
-                yield one, self._local_bytes(one.var, states[product].operands[one.slot])
+    @property
+    def _held_by_moves(self) -> Copies:
+        parts = (self.timeline, self.held, self.streamed, self.gradients)
+        return Copies(*parts, self.problem, self._local_bytes)
 
     def _table(self, var: Var, scale: float) -> tuple[int, IntArray]:
         """The node that decides about ``var``, and its bytes in each of its states."""
@@ -165,7 +104,8 @@ class ProgramMemory:
         domain = self.problem.domains[source.node]
         shape, size = shape_of(var.aval), itemsize(var.aval)
         minor = self.tiles.get(var)
-        key = (shape, size, scale, id(domain), source.port, source.shift, minor)
+        laid = minor, self.padding.get(var), var in self.scores
+        key = (shape, size, scale, id(domain), source.port, source.shift, laid)
         if key not in self._tables:
             is_input = self.problem.graph.nodes[source.node].kind == "input"
             layouts = [s.operands[0] if is_input else s.results[source.port] for s in domain]
@@ -184,12 +124,24 @@ class ProgramMemory:
         sizes = [self._local_bytes(var, state.results[0]) for state in domain]
         return np.where(same, 0, np.array(sizes, np.int64))
 
-    def _local_bytes(self, var: Var, layout: Layout) -> int:
-        minor = self.tiles.get(var)
-        key = (id(var.aval), layout, minor)  # few abstract values stand for many variables
+    def _local_bytes(self, var: Var, layout: Layout, pieces: bool = True) -> int:
+        """Bytes of one device's part; see ``live`` for ``pieces``.
+
+        A matmul's kernel goes on to a softmax only where a device has several sequences and several
+        heads; else it writes its scores (measured, v5e: the dimension of one hides the pattern;
+        under ``shard_map`` it is folded away, if queries are not grouped).
+        """
+        minor, scores = self.tiles.get(var), self.scores.get(var)
+        if scores is not None and not pieces and len(shape_of(var.aval)) <= UNGROUPED:
+            scores = None
+        # Few abstract values stand for many variables.
+        times = self.padding.get(var, 1.0)
+        key = (id(var.aval), layout, minor, scores is None, times)
         if key not in self._sizes:
             local = local_shape(shape_of(var.aval), layout, self.problem.mesh)
-            self._sizes[key] = tiled_elements(local, minor) * itemsize(var.aval)
+            held = var if scores is None or 1 not in local[:-2] else scores
+            elements = int(times * tiled_elements(local, minor))
+            self._sizes[key] = elements * itemsize(held.aval)
         return self._sizes[key]
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from autopar.cost_model.tiles import convolved, tiled_elements
+from autopar.cost_model.tiles import convolved, padding, tiled_elements
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,20 @@ def test_what_is_computed_from_a_convolution_lies_as_its_result_does():
     assert all(sorted(minor) == [0, 3] for minor in found.values())
     assert not set(jaxpr.invars) & set(found)  # these lie as their maker left them
     assert {eqn.outvars[0] for eqn in jaxpr.eqns if eqn.primitive.name == "max"} <= set(found)
+
+
+def test_scores_and_what_they_are_made_of_are_padded_where_they_do_not_fill_tiles():
+    def fn(q: jax.Array, k: jax.Array) -> jax.Array:
+        heads = q.reshape(2, 196, 12, 64)
+        return jnp.tanh(jnp.einsum("bqhd,bkhd->bhqk", heads, k))
+
+    shapes = (2, 196, 768), (2, 196, 12, 64)
+    args = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    jaxpr = jax.make_jaxpr(lambda q, k: fn(q * 2, k * 2))(*args).jaxpr
+    found = convolved([jaxpr])
+    sizes = {v.aval.shape: tiled_elements(v.aval.shape, minor) for v, minor in found.items()}
+    scores, heads = 2 * 12 * 200 * 256, 2 * 12 * 64 * 256
+    assert sizes == {(2, 12, 196, 196): scores, (2, 196, 12, 64): heads}  # as XLA:TPU holds them
+    source = jaxpr.eqns[0].outvars[0]
+    (view,) = [eqn.outvars[0] for eqn in jaxpr.eqns if eqn.primitive.name == "reshape"]
+    assert padding(found, {view: source}) == {source: 256 / 196}

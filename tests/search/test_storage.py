@@ -284,7 +284,8 @@ def attend(w: Any, x: jax.Array) -> tuple[Any, jax.Array]:
         y = x
         for layer in w:
             scores = jnp.einsum("bqd,bkd->bqk", y @ layer, y)
-            y = jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores.astype(jnp.float32)), y)
+            scores = scores.astype(jnp.float32) * 2
+            y = jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores), y)
             y = y.astype(x.dtype)
         return jnp.mean(y.astype(jnp.float32) ** 2)
 
