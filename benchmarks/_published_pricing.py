@@ -72,7 +72,7 @@ def price(case: Case) -> Priced:
         raise Unpriced("the strategy leaves no plan")
     states = problem.states(found.choice)
     model = memory.on(problem)
-    parts = model.breakdown(model.stacked(states))
+    parts = model.stacked(states).breakdown()
     state = parts.get("parameters", 0) + parts.get("optimizer state", 0)
     found_tasks = tasks(problem, states, memory.fusion, memory.attention, resharder)
     if case.linear != "bf16":

@@ -25,7 +25,8 @@ from autopar.passes.fold import Fold, NotFoldable, Part, Standing
 from autopar.passes.rules import regions
 from autopar.passes.trace import Step, source_name
 from autopar.search.graph import Edge, Graph, Node, build_graph
-from autopar.search.memory import Less, MemoryModel, MeshMemory
+from autopar.search.memory import MemoryModel, MeshMemory
+from autopar.search.memory_curve import Less
 from autopar.search.problem import Problem, edge_groups
 from autopar.search.roles import roles
 
@@ -136,7 +137,7 @@ class Depth:
             )
             for one in self.shorter
         ]
-        return MeshMemory(self.memory.program(problem), tuple(less))
+        return MeshMemory(self.memory.program(problem), self.memory.usable_bytes, tuple(less))
 
     def names(self, node: Node) -> tuple[str, ...]:
         """The nodes of the whole step that a node stands for."""

@@ -59,12 +59,15 @@ class Copies:
     problem: Problem
     local_bytes: Callable[[Var, Layout], int]
 
-    def of(self, states: Sequence[State], sizes: Mapping[Var, int], pieces: bool) -> Moved:
+    def of(
+        self, states: Sequence[State], sizes: Mapping[Var, int], pieces: bool, waiting: bool = True
+    ) -> Moved:
         """Everything.
 
         Args:
           sizes: bytes of the buffers.
           pieces: whether products are windowed (``jit``).
+          waiting: whether there is room for gradients that wait to be reduced.
         """
         found = Moved([*self.copies(states)])
         windows: list[tuple[int, int, float]] = []
@@ -72,11 +75,11 @@ class Copies:
             ring = self._ring(left, right) if pieces else 1
             if edge.coalesced and self._is_windowed(edge, ring):
                 windows.append(self._window(edge, ring, right))
-            elif edge.coalesced and _is_summed(left, right):
+            elif waiting and edge.coalesced and _is_summed(left, right):
                 self._wait(found, edge, left, sizes)
         found.extra += self._window_parts(windows)
         found.extra += [extra for _, extra in self.streams(states)] if pieces else []
-        for gradient in () if pieces else self.gradients:
+        for gradient in self.gradients if waiting and not pieces else ():
             found.lasting |= self._put_off(gradient, states, sizes)
         return found
 

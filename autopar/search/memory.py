@@ -16,7 +16,6 @@ import numpy as np
 from jax.extend.core import Var
 from numpy.typing import NDArray
 
-from autopar.core.plan import MemoryCurve
 from autopar.cost_model import Chip, format_bytes
 from autopar.cost_model.attention import NO_ATTENTION, attention_kernels
 from autopar.cost_model.fusion import all_bodies, fusion_borders
@@ -26,6 +25,7 @@ from autopar.passes.trace import Step, source_name
 from autopar.search.copies import gradients, held_hubs, streamed_operands
 from autopar.search.domains import State
 from autopar.search.graph import Graph
+from autopar.search.memory_curve import Less, Stacked, Unfolded
 from autopar.search.network import FORBIDDEN, Limit, Network
 from autopar.search.problem import Problem
 from autopar.search.program_memory import ProgramMemory
@@ -33,12 +33,6 @@ from autopar.search.program_memory import ProgramMemory
 PEAKS = 3
 """Instants limited in one round: fewer mean more rounds, more mean slower ones."""
 
-
-SAMPLES = 240
-"""Instants of a step that a plan tells the memory of."""
-
-AMID = 4
-"""A layer is in one piece if what runs amid it is so many times shorter."""
 
 SHOWN = 3
 """Values named where a plan does not fit."""
@@ -79,7 +73,7 @@ class MemoryModel:
         shares = {**dict.fromkeys(self.attention.scores, 0.0), **away}
         self.timeline: Timeline = self.whole.scaled(shares)
         top = step.jaxpr.jaxpr
-        self.vmem_bytes = chip.vmem_bytes
+        self.vmem_bytes, self.usable_bytes = chip.vmem_bytes, chip.usable_bytes
         self.paths = dict(zip(top.invars, step.in_paths, strict=True))
         bodies = (top, *all_bodies(top.eqns))
         self.tiles = convolved(bodies) if chip.bf16_dots else {}
@@ -96,48 +90,7 @@ class MemoryModel:
 
     def on(self, problem: Problem) -> MeshMemory:
         """The memory of one mesh's problem."""
-        return MeshMemory(self.program(problem))
-
-
-@dataclass(frozen=True, slots=True)
-class Less:
-    """The memory of the same step with one layer less: the difference is what each layer adds.
-
-    Attributes:
-      nodes: the node of the step's graph for each of its own.
-      instants: its instant for each of the step's, or -1 where no other is like it.
-      generic: whether each instant of the step is of the layer that is left out.
-      times: how many layers more there are than in the program that the search looks at.
-    """
-
-    program: ProgramMemory
-    nodes: Sequence[int]
-    instants: NDArray[np.intp]
-    generic: NDArray[np.bool_]
-    times: int
-
-    def states(self, states: Sequence[State]) -> tuple[State, ...]:
-        """Of its own nodes."""
-        return tuple([states[node] for node in self.nodes])
-
-
-@dataclass(frozen=True, slots=True)
-class Stacked:
-    """Bytes at every instant of the step, by category.
-
-    Attributes:
-      places: of each instant, that of the program that the search looks at.
-      exact: whether it is an instant of that program, and not of a layer that another stands for.
-    """
-
-    parts: Mapping[str, Bytes]
-    places: NDArray[np.intp]
-    exact: NDArray[np.bool_]
-
-    @property
-    def peak(self) -> int:
-        """The instant of the most bytes."""
-        return int(np.argmax(np.where(self.exact, sum(self.parts.values()), -1.0)))
+        return MeshMemory(self.program(problem), self.usable_bytes)
 
 
 @dataclass(slots=True)
@@ -149,6 +102,7 @@ class MeshMemory:
     """
 
     program: ProgramMemory
+    usable_bytes: int
     less: tuple[Less, ...] = ()
     _known: NDArray[np.intp] = field(init=False)
 
@@ -183,11 +137,18 @@ class MeshMemory:
         return [(i, size, size - self._load(i, states)) for i, size in known]
 
     def _live(self, states: Sequence[State], pieces: bool = True) -> Bytes:
-        """Bytes at the instants known."""
-        base = self.program.live(states, pieces)
+        """Bytes at the instants known. Gradients wait as long as the chip has room for them."""
+        full = self._extended(states, pieces, waiting=True)
+        if full.max(initial=0) <= self.usable_bytes:
+            return full
+        least = self._extended(states, pieces, waiting=False)
+        return np.maximum(least, np.minimum(full, self.usable_bytes))
+
+    def _extended(self, states: Sequence[State], pieces: bool, waiting: bool) -> Bytes:
+        base = self.program.live(states, pieces, waiting)
         total = base.copy()
         for less in self.less:
-            other = less.program.live(less.states(states), pieces)
+            other = less.program.live(less.states(states), pieces, waiting)
             total += less.times * (base - other[less.instants])
         return total[self._known]
 
@@ -234,90 +195,24 @@ class MeshMemory:
         return heaviest(program.timeline, bytes_of, self.peak(states)[0], program.paths)
 
     def stacked(self, states: Sequence[State]) -> Stacked:
-        """What ``breakdown`` and ``curve`` tell of.
+        """Bytes at every instant of the step, by category."""
+        program = self.program
+        unfolded = Unfolded.of(program.timeline.instants, self.less)
 
-        A layer that another stands for holds what that does, and lies between those before and
-        after it as to what all others have left.
-        """
-        base = self.program.stacked(states)
-        others = [less.program.stacked(less.states(states)) for less in self.less]
-        places, times = self._unfolded()
-        parts: dict[str, Bytes] = {}
-        for name, held in base.items():
-            parts[name] = held[places]
-            for less, other, (before, after) in zip(self.less, others, times, strict=True):
-                each = held - other[name][less.instants]
-                left, right = _nearest(less.instants >= 0)
-                parts[name] += after * each[left][places] + before * each[right][places]
-        exact = np.isin(places, self._known)
-        return Stacked(parts, places, exact)
+        def parts(waiting: bool) -> dict[str, Bytes]:
+            others = [less.program.stacked(less.states(states), waiting) for less in self.less]
+            return unfolded.parts(program.stacked(states, waiting), others)
 
-    def _unfolded(self) -> tuple[NDArray[np.intp], list[tuple[NDArray[np.intp], ...]]]:
-        """The program's instant for each of the step's; for each stack how many of the layers that
-        are left out are over by then, and how many are to come.
-        """
-        which = np.full(self.program.timeline.instants, -1)
-        for stack, less in enumerate(self.less):
-            which[less.generic] = stack
-        instants = _together(which)
-        bounds = np.flatnonzero(np.diff(which[instants])) + 1
-        places: list[NDArray[np.intp]] = []
-        over: list[NDArray[np.intp]] = []
-        for piece in np.split(instants, bounds):
-            stack = int(which[piece[0]])
-            copies = self.less[stack].times + 1 if stack >= 0 else 1
-            places.append(np.tile(piece, copies))
-            over.append(np.repeat(np.arange(copies), len(piece)))
-        every, done = np.concatenate(places), np.concatenate(over)
-        times: list[tuple[NDArray[np.intp], ...]] = []
-        for stack, less in enumerate(self.less):
-            before = np.where(which[every] == stack, done, 0)
-            times.append((before, less.times - before))
-        return every, times
-
-    def breakdown(self, stacked: Stacked) -> dict[str, int]:
-        """Bytes by category at the peak."""
-        peak = stacked.peak
-        return {name: int(held[peak]) for name, held in stacked.parts.items() if held[peak]}
-
-    def curve(self, stacked: Stacked) -> MemoryCurve:
-        """Bytes by category over the step; of every stretch of it, at its fullest instant."""
-        total = np.sum(list(stacked.parts.values()), axis=0)
-        stretches = np.array_split(np.arange(len(total)), min(len(total), SAMPLES))
-        chosen = [int(stretch[np.argmax(total[stretch])]) for stretch in stretches]
-        held = {
-            name: tuple(map(int, held[chosen]))
-            for name, held in stacked.parts.items()
-            if held.any()
-        }
-        kernels = self.program.timeline.kernels
-        fullest = source_name(kernels[stacked.places[stacked.peak]]) if kernels else ""
-        return MemoryCurve(tuple(chosen), held, fullest)
-
-
-def _together(which: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Instants in order, but for kernels of neighbours that run amid those of a generic layer: they
-    come after these, so that the layer is in one piece.
-    """
-    pieces = np.split(np.arange(len(which)), np.flatnonzero(np.diff(which)) + 1)
-    found: list[NDArray[np.intp]] = []
-    for piece in pieces:
-        amid = found[-1] if found else piece[:0]
-        before = found[-2] if len(found) > 1 else piece[:0]
-        generic = len(before) and which[piece[0]] == which[before[0]] >= 0
-        if generic and AMID * len(amid) <= max(len(before), len(piece)):
-            found[-2:] = [np.concatenate((before, piece)), amid]
-        else:
-            found.append(piece)
-    return np.concatenate(found)
-
-
-def _nearest(known: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """For each place the nearest that is known, itself or before it, and itself or after it."""
-    places = np.arange(len(known))
-    before = np.maximum.accumulate(np.where(known, places, -1))
-    after = np.minimum.accumulate(np.where(known, places, len(known))[::-1])[::-1]
-    return np.where(before < 0, after, before), np.where(after == len(known), before, after)
+        full = parts(waiting=True)
+        total = np.sum(list(full.values()), axis=0)
+        if total.max(initial=0) > self.usable_bytes:  # what waits has what room is left
+            least = parts(waiting=False)
+            before = np.sum(list(least.values()), axis=0)
+            wanted = np.maximum(before, np.minimum(total, self.usable_bytes)) - before
+            share = np.divide(wanted, total - before, np.zeros_like(total), where=total > before)
+            full = {name: least[name] + share * (full[name] - least[name]) for name in full}
+        places = unfolded.places
+        return Stacked(program.timeline, full, places, np.isin(places, self._known))
 
 
 def heaviest(

@@ -39,10 +39,10 @@ class ProgramMemory:
     _tables: dict[object, IntArray] = field(default_factory=dict)
     _sizes: dict[object, int] = field(default_factory=dict)
 
-    def live(self, states: Sequence[State], pieces: bool = True) -> Bytes:
-        """Bytes at every instant; ``pieces``: see ``Streamed``."""
+    def live(self, states: Sequence[State], pieces: bool = True, waiting: bool = True) -> Bytes:
+        """Bytes at every instant; ``pieces``, ``waiting``: see ``Copies.of``."""
         bytes_of = self.bytes_of(states, pieces)
-        moved = self._held_by_moves.of(states, bytes_of, pieces)
+        moved = self._held_by_moves.of(states, bytes_of, pieces, waiting)
         return self.timeline.profile(bytes_of, moved.extra, self.vmem_bytes, moved.lasting)
 
     def load(self, instant: int, states: Sequence[State]) -> int:
@@ -54,10 +54,10 @@ class ProgramMemory:
             total += size if start <= instant <= end else 0.0
         return int(total)
 
-    def stacked(self, states: Sequence[State]) -> Mapping[str, Bytes]:
+    def stacked(self, states: Sequence[State], waiting: bool = True) -> Mapping[str, Bytes]:
         """Bytes at every instant, by category."""
         bytes_of = self.bytes_of(states)
-        moved = self._held_by_moves.of(states, bytes_of, pieces=True)
+        moved = self._held_by_moves.of(states, bytes_of, True, waiting)
         return self.timeline.stacked(bytes_of, moved.extra, self.vmem_bytes, moved.lasting)
 
     def weights(self, instant: int) -> dict[int, IntArray]:

@@ -154,9 +154,9 @@ def prediction(
         peak_bytes=peak_bytes,
         exact_peak_bytes=model.peak(states, pieces=False)[1],
         host_bytes=0,
-        memory=model.breakdown(held),
+        memory=held.breakdown(),
         collectives=moved,
-        curve=model.curve(held),
+        curve=held.curve(),
     )
 
 

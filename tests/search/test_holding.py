@@ -91,3 +91,14 @@ def test_scores_of_one_sequence_stay_narrow_under_jit() -> None:
         memory.program.bytes_of(states, pieces)[exponential] for pieces in (True, False)
     )
     assert 2 * narrow == wide
+
+
+def test_gradients_wait_as_far_as_there_is_room() -> None:
+    memory, states = chosen(mlp(), "data")
+    full = memory.peak(states)[1]
+    least = MeshMemory(memory.program, 0).peak(states)[1]
+    assert least < full
+    for usable in (full, (least + full) // 2, least):
+        model = MeshMemory(memory.program, usable)
+        assert model.peak(states)[1] == usable
+        assert sum(model.stacked(states).breakdown().values()) == pytest.approx(usable, abs=8)
