@@ -15,6 +15,7 @@ adds. Both are ordinary programs. Steps whose layers differ, or do not lie so, a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -133,6 +134,13 @@ def _folded(
     sources = dict(zip(part.inputs, inputs, strict=True))
     outputs = _outputs(closed, dict(ties), flow, part, known, sources)
     times = tuple(len(stack.folded) for stack in stacks)
+    for found, total in (
+        (equations, flow.count),
+        (inputs, flow.inputs),
+        (outputs, len(flow.outputs)),
+    ):
+        if sorted(itertools.chain(*(one.positions for one in found))) != list(range(total)):
+            raise NotFoldable
     return Fold(part, shorter, times, equations, inputs, outputs)
 
 
@@ -158,7 +166,8 @@ def _outputs(
             found.append(Standing(positions, source.stack))
         elif made.generic:
             port = next(i for i, v in enumerate(jaxpr.eqns[maker].outvars) if v is atom)
-            positions = tuple(place[jaxpr.eqns[i].outvars[port]] for i in made.positions)
+            likes = [jaxpr.eqns[i].outvars[port] for i in made.positions]
+            positions = tuple(place[var] for var in likes if var in place)
             found.append(Standing(positions, made.stack))
         else:
             found.append(Standing((out,), made.stack))

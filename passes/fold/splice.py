@@ -80,11 +80,12 @@ def _beyond(
     slot: int,
 ) -> Atom:
     """What takes the place of an operand that is gone: the same, of an earlier or later layer."""
+    wanted = reader
     for _ in range(flow.count):
         maker = int(flow.makers[flow.first[reader] + slot])
-        if not gone[maker]:
+        if not gone[maker] and (maker < wanted or maker >= flow.count):
             return eqns[reader].invars[slot]
-        if layers.stack[reader] != layers.stack[maker]:
+        if not gone[maker] or layers.stack[reader] != layers.stack[maker]:
             break
         (reader,) = layers.like(reader, (int(layers.layer[maker]),))
     raise NotFoldable

@@ -98,6 +98,19 @@ def unlike(params: Any, x: Any) -> Any:
     return jnp.mean(x**2)
 
 
+@pytest.mark.parametrize(("shown", "folds"), [(12, False), (39, True)])
+def test_a_layer_whose_value_is_a_result_is_not_left_out(shown: int, folds: bool) -> None:
+    def step(params: Any, x: Any) -> Any:
+        seen: list[Any] = []
+        for layer in params:
+            x = x + jnp.tanh(x @ layer["kernel"] + layer["bias"])
+            seen.append(x)
+        return seen[shown], jnp.mean(x**2)
+
+    batch = jax.ShapeDtypeStruct((8, WIDTH), jnp.float32)
+    assert (trace(step, layers(40), batch, donate=()).fold is not None) == folds
+
+
 @pytest.mark.parametrize(("loss", "count"), [(forward, 5), (all_layers_at_once, 30), (unlike, 30)])
 def test_what_does_not_repeat_is_not_folded(loss: Any, count: int) -> None:
     assert stepped(loss, layers(count)).fold is None
