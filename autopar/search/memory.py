@@ -77,6 +77,7 @@ class MemoryModel:
         self.paths = dict(zip(top.invars, step.in_paths, strict=True))
         bodies = (top, *all_bodies(top.eqns))
         self.tiles = convolved(bodies) if chip.bf16_dots else {}
+        self.waits = chip.bf16_dots  # seen of XLA:TPU alone
         self.padding = padding(self.tiles, self.fusion.roots)
         self.gradients = gradients(graph, self.timeline, self.fusion.sources)
         self.held = held_hubs(graph, self.timeline)
@@ -85,7 +86,7 @@ class MemoryModel:
     def program(self, problem: Problem) -> ProgramMemory:
         """What the program holds on one mesh."""
         parts = (self.timeline, self.held, self.streamed, problem)
-        laid = (self.tiles, self.padding, self.fusion.softmaxes)
+        laid = (self.tiles, self.padding, self.fusion.softmaxes, self.waits)
         return ProgramMemory(*parts, self.vmem_bytes, self.paths, self.gradients, *laid)
 
     def on(self, problem: Problem) -> MeshMemory:

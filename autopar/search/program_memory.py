@@ -24,7 +24,11 @@ UNGROUPED = 4
 
 @dataclass(slots=True)
 class ProgramMemory:
-    """Bytes of every buffer in every state."""
+    """Bytes of every buffer in every state.
+
+    Attributes:
+      waits: whether gradients wait to be reduced (see ``holding``).
+    """
 
     timeline: Timeline
     held: tuple[Held, ...]
@@ -36,13 +40,14 @@ class ProgramMemory:
     tiles: Mapping[Var, Minor]
     padding: Mapping[Var, float]
     scores: Mapping[Var, Var]
+    waits: bool
     _tables: dict[object, IntArray] = field(default_factory=dict)
     _sizes: dict[object, int] = field(default_factory=dict)
 
     def live(self, states: Sequence[State], pieces: bool = True, waiting: bool = True) -> Bytes:
         """Bytes at every instant; ``pieces``, ``waiting``: see ``Copies.of``."""
         bytes_of = self.bytes_of(states, pieces)
-        moved = self._held_by_moves.of(states, bytes_of, pieces, waiting)
+        moved = self._held_by_moves.of(states, bytes_of, pieces, waiting and self.waits)
         return self.timeline.profile(bytes_of, moved.extra, self.vmem_bytes, moved.lasting)
 
     def load(self, instant: int, states: Sequence[State]) -> int:
@@ -57,7 +62,7 @@ class ProgramMemory:
     def stacked(self, states: Sequence[State], waiting: bool = True) -> Mapping[str, Bytes]:
         """Bytes at every instant, by category."""
         bytes_of = self.bytes_of(states)
-        moved = self._held_by_moves.of(states, bytes_of, True, waiting)
+        moved = self._held_by_moves.of(states, bytes_of, True, waiting and self.waits)
         return self.timeline.stacked(bytes_of, moved.extra, self.vmem_bytes, moved.lasting)
 
     def weights(self, instant: int) -> dict[int, IntArray]:

@@ -40,6 +40,8 @@ def find_runs(kinds: IntArray) -> list[Run]:
     The longest stretch is taken first, with its shortest period: layers, and not what repeats
     itself within them. A period is the distance of something to the next that is like it.
     """
+    if len(kinds) < FEWEST:
+        return []
     stretches: list[tuple[int, int, int]] = []
     for period in _periods(kinds):
         repeats = np.concatenate(([False], kinds[:-period] == kinds[period:], [False]))

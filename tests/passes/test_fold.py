@@ -116,6 +116,10 @@ def test_what_does_not_repeat_is_not_folded(loss: Any, count: int) -> None:
     assert stepped(loss, layers(count)).fold is None
 
 
+def test_a_step_without_equations_has_no_runs() -> None:
+    assert find_runs(np.array([], np.int64)) == []
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(FEWEST, 20), st.data())
 def test_runs_repeat_themselves_and_lie_apart(
     period: list[int], count: int, data: st.DataObject
