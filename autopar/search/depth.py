@@ -143,9 +143,7 @@ class Depth:
         """The nodes of the whole step that a node stands for."""
         if self.fold is None:
             return (node.name,)
-        found = _NAME.fullmatch(node.name)
-        assert found is not None
-        kind, _, rest = found.groups()
+        kind, _, rest = _parsed(node)
         positions = _standing(self.fold, node).positions
         return tuple([f"{kind}{position}{rest}" for position in positions])
 
@@ -179,18 +177,21 @@ def _step_of(step: Step, part: Part) -> Step:
     )
 
 
-_ALONE = Standing((0,), -1)
-
-
 def _standing(fold: Fold, node: Node) -> Standing:
     """What the input, output or equation of a node stands for; of a hub, that of its equation."""
+    kind, number, _ = _parsed(node)
+    if kind == "const:":
+        return Standing((number,), -1)
+    table = {"in:": fold.inputs, "out:": fold.outputs}.get(kind, fold.equations)
+    return table[number]
+
+
+def _parsed(node: Node) -> tuple[str, int, str]:
+    """The parts of a node's name, as of ``_NAME``."""
     found = _NAME.fullmatch(node.name)
     assert found is not None
-    kind, number, _ = found.groups()
-    if kind == "const:":
-        return _ALONE._replace(positions=(int(number),))
-    table = {"in:": fold.inputs, "out:": fold.outputs}.get(kind, fold.equations)
-    return table[int(number)]
+    kind, number, rest = found.groups()
+    return kind, int(number), rest
 
 
 def _with_copies(graph: Graph, fold: Fold) -> Graph:
@@ -244,10 +245,8 @@ def _absolute(nodes: Sequence[Node], part: Part) -> Iterator[tuple[str, int, str
     """The names of nodes, by their positions in the whole step."""
     tables = {"in:": part.inputs, "out:": part.outputs, "": part.equations}
     for node in nodes:
-        found = _NAME.fullmatch(node.name)
-        assert found is not None
-        kind, number, rest = found.groups()
-        yield kind, tables[kind][int(number)] if kind in tables else int(number), rest
+        kind, number, rest = _parsed(node)
+        yield kind, tables[kind][number] if kind in tables else number, rest
 
 
 def _instants(longer: Timeline, shorter: Timeline) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:

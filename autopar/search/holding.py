@@ -22,6 +22,9 @@ from autopar.search.forms import is_windowed
 from autopar.search.graph import Edge
 from autopar.search.problem import Problem
 
+Move = tuple[Edge, Layout, Layout, Extra]
+"""A layout change: its edge, from what to what, and the copy that it makes."""
+
 WINDOW_PARTS = 2
 """Parts of a windowed product's result that a loop holds: the sums that go round, one each way."""
 
@@ -69,31 +72,39 @@ class Copies:
           pieces: whether products are windowed (``jit``).
           waiting: whether there is room for gradients that wait to be reduced.
         """
-        found = Moved([*self.copies(states)])
+        moves = self._moves(states)
+        found = Moved([*self._copies(states, moves)])
         windows: list[tuple[int, int, float]] = []
-        for edge, left, right, _ in self._moves(states):
+        for edge, left, right, _ in moves:
             ring = self._ring(left, right) if pieces else 1
             if edge.coalesced and self._is_windowed(edge, ring):
                 windows.append(self._window(edge, ring, right))
             elif waiting and edge.coalesced and _is_summed(left, right):
                 self._wait(found, edge, left, sizes)
         found.extra += self._window_parts(windows)
-        found.extra += [extra for _, extra in self.streams(states)] if pieces else []
+        found.extra += [extra for _, extra in self._streams(states, moves)] if pieces else []
         for gradient in self.gradients if waiting and not pieces else ():
             found.lasting |= self._put_off(gradient, states, sizes)
         return found
 
-    def _moves(self, states: Sequence[State]) -> Iterable[tuple[Edge, Layout, Layout, Extra]]:
+    def _moves(self, states: Sequence[State]) -> list[Move]:
+        found: list[Move] = []
         for place, left, right in self.problem.moves(states):
             edge = self.problem.graph.edges[place]
             extra = self._copied(edge, left, right)
             if extra is not None:
-                yield edge, left, right, extra
+                found.append((edge, left, right, extra))
+        return found
 
     def streams(self, states: Sequence[State]) -> Iterable[tuple[Var, Extra]]:
         """Operands of products that must lie in memory (see ``Streamed``), each with its value."""
+        return self._streams(states, self._moves(states))
+
+    def _streams(
+        self, states: Sequence[State], moves: Sequence[Move]
+    ) -> Iterable[tuple[Var, Extra]]:
         streamed: dict[tuple[Var, int], tuple[int, float]] = {}
-        for edge, left, right, _ in self._moves(states):
+        for edge, left, right, _ in moves:
             for one, size in self._streaming(edge, self._ring(left, right), states):
                 root = self.timeline.root(one.var)
                 end, most = streamed.get((root, one.start), (0, 0.0))
@@ -103,9 +114,12 @@ class Copies:
 
     def copies(self, states: Sequence[State]) -> Iterable[Extra]:
         """All other copies."""
+        return self._copies(states, self._moves(states))
+
+    def _copies(self, states: Sequence[State], moves: Sequence[Move]) -> Iterable[Extra]:
         yield from self.standing(states)
         changed: set[int] = set()
-        for edge, _, _, extra in self._moves(states):
+        for edge, _, _, extra in moves:
             changed.update((edge.src, edge.dst))
             yield extra
         for held in self.held:

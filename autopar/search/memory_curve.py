@@ -120,13 +120,12 @@ class Unfolded:
         A layer that another stands for holds what that does, and lies between those before and
         after it as to what all others have left.
         """
-        found: dict[str, Bytes] = {}
-        for name, held in base.items():
-            found[name] = held[self.places]
-            for less, other, over in zip(self.less, others, self.over, strict=True):
+        found = {name: held[self.places] for name, held in base.items()}
+        for less, other, over in zip(self.less, others, self.over, strict=True):
+            before, after = (near[self.places] for near in _nearest(less.instants >= 0))
+            for name, held in base.items():
                 each = held - other[name][less.instants]
-                before, after = (each[near][self.places] for near in _nearest(less.instants >= 0))
-                found[name] += (less.times - over) * before + over * after
+                found[name] += (less.times - over) * each[before] + over * each[after]
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -71,6 +72,10 @@ class Prepared:
         """Does what does not depend on the mesh. ``away``: what is on the host."""
         options.progress("building the flow graph")
         depth = Depth.plain(step, cluster.chip, away.shares(step))
+        return cls._of(depth, cluster, options, away)
+
+    @classmethod
+    def _of(cls, depth: Depth, cluster: Cluster, options: Options, away: Away) -> Prepared:
         return cls(depth, cluster, options, operations(depth.graph, depth.step.signatures), away)
 
     @classmethod
@@ -80,14 +85,12 @@ class Prepared:
         Pins and baselines may speak of single layers.
         """
         fold = step.fold if options.search == "optimal" and not options.pins else None
-        if fold is None:
-            return cls.of(step, cluster, options)
-        options.progress("building the flow graph")
-        try:
-            depth = Depth.folded(step, fold, cluster.chip)
-        except NotFoldable:
-            return cls.of(step, cluster, options)
-        return cls(depth, cluster, options, operations(depth.graph, depth.step.signatures))
+        if fold is not None:
+            options.progress("building the flow graph")
+            with contextlib.suppress(NotFoldable):
+                depth = Depth.folded(step, fold, cluster.chip)
+                return cls._of(depth, cluster, options, NOTHING)
+        return cls.of(step, cluster, options)
 
     def plain(self) -> Prepared:
         """The same with nothing folded."""
