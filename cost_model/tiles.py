@@ -85,7 +85,7 @@ def padding(minors: Mapping[Var, Minor], roots: Mapping[Var, Var]) -> Mapping[Va
     for view, minor in minors.items():
         root, shape = roots.get(view, view), shape_of(view.aval)
         if root not in minors:
-            times = tiled_elements(shape, minor) / math.prod(shape)
+            times = tiled_elements(shape, minor) / max(1, math.prod(shape))
             found[root] = max(found.get(root, 1.0), times)
     return found
 
