@@ -52,8 +52,9 @@ class Table:
         rows = np.array([self.index.get(layout, -1) for layout in src], dtype=np.intp)
         cols = np.array([self.index.get(layout, -1) for layout in dst], dtype=np.intp)
         found = self.total[np.ix_(rows, cols)]
-        found[rows < 0, :] = np.inf
-        found[:, cols < 0] = np.inf
+        if (rows < 0).any() or (cols < 0).any():
+            found[rows < 0, :] = np.inf
+            found[:, cols < 0] = np.inf
         return found
 
     def renamed(self, op: str) -> Table:
@@ -61,6 +62,75 @@ class Table:
         layouts = tuple([_renamed(layout, op) for layout in self.layouts])
         index = {layout: i for i, layout in enumerate(layouts)}
         return dataclasses.replace(self, index=index, layouts=layouts)
+
+
+class _Line(NamedTuple):
+    """The price of a step: seconds, seconds a byte of what it moves, and how many times what a
+    device holds before it that is.
+    """
+
+    latency: float
+    per_byte: float
+    times: float
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The single steps between the layouts of a value, whatever its bytes.
+
+    Attributes:
+      index: the place of each of ``layouts``. ways: into how many parts each cuts the value.
+      rows, cols: the layout before and after each step.
+      latency, per_byte, times: of each step (see ``_Line``).
+    """
+
+    index: dict[Layout, int]
+    layouts: tuple[Layout, ...]
+    ways: NDArray[np.float64]
+    rows: NDArray[np.intp]
+    cols: NDArray[np.intp]
+    latency: NDArray[np.float64]
+    per_byte: NDArray[np.float64]
+    times: NDArray[np.float64]
+
+    def table(self, size: int, coalesce_bytes: int | None) -> Table:
+        """What each change of layout costs.
+
+        Args:
+          size: bytes of the value.
+          coalesce_bytes: what small collectives are merged to, if they are.
+        """
+        local = size / self.ways
+        payload = local[self.rows] * self.times
+        share = 1.0 if coalesce_bytes is None else np.minimum(1.0, payload / coalesce_bytes)
+        costs = np.maximum(EPSILON_S, self.latency * share + payload * self.per_byte)
+        steps = np.full((len(local),) * 2, np.inf)
+        np.fill_diagonal(steps, 0.0)
+        steps[self.rows, self.cols] = costs
+        return Table(self.index, self.layouts, local, steps, self._closure(steps, costs))
+
+    def _closure(self, steps: Matrix, costs: NDArray[np.float64]) -> Matrix:
+        """All-pairs shortest paths: a step more at their beginning until none gets cheaper.
+
+        There are few steps from each layout and few on any path (Bellman 1958), so that this takes
+        a fraction of what it takes to go through every layout on the way.
+        """
+        order = np.argsort(self.rows, kind="stable")
+        counts = np.bincount(self.rows, minlength=len(steps))
+        slots = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        width = int(counts.max(initial=0))
+        onto = np.tile(np.arange(len(steps)), (width, 1))  # a layout without a step stays
+        costly = np.zeros((width, len(steps), 1))
+        onto[slots, self.rows[order]] = self.cols[order]
+        costly[slots, self.rows[order], 0] = costs[order]
+        total, before, via = steps.copy(), np.empty_like(steps), np.empty_like(steps)
+        while not np.array_equal(total, before):
+            before[:] = total
+            for there, cost in zip(onto, costly, strict=True):
+                np.take(total, there, axis=0, out=via, mode="clip")
+                via += cost
+                np.minimum(total, via, out=total)
+        return total
 
 
 class _Key(NamedTuple):
@@ -86,6 +156,9 @@ class Tables:
     _made: dict[tuple[_Key, tuple[str, ...]], Table] = field(
         default_factory=dict[tuple[_Key, tuple[str, ...]], Table], repr=False, compare=False
     )
+    _steps: dict[tuple[tuple[int, ...], str], Steps] = field(
+        default_factory=dict[tuple[tuple[int, ...], str], Steps], repr=False, compare=False
+    )
 
     def of(
         self, shape: Sequence[int], itemsize: int, layouts: Iterable[Layout], coalesced: bool
@@ -110,37 +183,44 @@ class Tables:
         return self._made[key, ops]
 
     def _build(self, key: _Key, op: str = "") -> Table:
-        """Numbers every layout in mixed radix, one digit an axis, and prices every step."""
-        choices = self._choices(key.dims, op)
+        if (key.dims, op) not in self._steps:
+            self._steps[key.dims, op] = self._every_step(key.dims, op)
+        made = self._steps[key.dims, op]
+        return made.table(key.bytes, self.coalesce_bytes if key.coalesced else None)
+
+    def _every_step(self, dims: tuple[int, ...], op: str) -> Steps:
+        """Numbers every layout in mixed radix, one digit an axis, and finds every step."""
+        choices = self._choices(dims, op)
         radix, axes = len(choices), len(self.mesh.axes)
         codes = np.indices((radix,) * axes).reshape(axes, -1)
-        local = self._local_bytes(key, choices, codes)
-        legal = np.isfinite(local)
-        steps = np.full((codes.shape[1],) * 2, np.inf)
-        np.fill_diagonal(steps, 0.0)
+        ways, legal = self._ways(dims, choices, codes)
+        place = np.cumsum(legal) - 1
+        parts: list[tuple[NDArray[np.intp], NDArray[np.intp], _Line]] = []
         for axis in range(axes):
             stride = radix ** (axes - 1 - axis)
             later = [np.any(codes[axis + 1 :] == code, axis=0) for code in range(radix)]
             for old, new in itertools.permutations(range(radix), 2):
-                if step_kind(choices[old], choices[new]) is None:
+                line = self._line(axis, choices[old], choices[new])
+                if line is None:
                     continue
                 free = legal & (codes[axis] == old)
                 for code in (old, new):  # no later axis may split what the step gathers or splits
                     if isinstance(choices[code], Split):
                         free &= ~later[code]
                 rows = np.flatnonzero(free)
-                cols = rows + (new - old) * stride
-                cost = self._step_seconds(
-                    axis, choices[old], choices[new], local[rows], key.coalesced
-                )
-                if cost is not None:
-                    ok = legal[cols]
-                    steps[rows[ok], cols[ok]] = cost[ok]
-        keep = np.flatnonzero(legal)
-        layouts = tuple(tuple(choices[code] for code in codes[:, i]) for i in keep)
-        steps = np.ascontiguousarray(steps[np.ix_(keep, keep)])
-        index = {layout: i for i, layout in enumerate(layouts)}
-        return Table(index, layouts, local[keep], steps, _closure(steps))
+                rows = rows[legal[rows + (new - old) * stride]]
+                parts.append((place[rows], place[rows + (new - old) * stride], line))
+        counts = [len(rows) for rows, _, _ in parts]
+        lines = np.repeat(np.array([line for _, _, line in parts]).reshape(-1, 3), counts, axis=0)
+        layouts = tuple([tuple([choices[c] for c in code]) for code in codes[:, legal].T.tolist()])
+        none = np.zeros(0, np.intp)
+        return Steps(
+            {layout: i for i, layout in enumerate(layouts)},
+            *(layouts, ways[legal]),
+            np.concatenate([none, *(rows for rows, _, _ in parts)]),
+            np.concatenate([none, *(cols for _, cols, _ in parts)]),
+            *lines.T,
+        )
 
     def _choices(self, dims: tuple[int, ...], op: str) -> tuple[Placement, ...]:
         """B, partial by ``op`` if there is one, and every dimension that some axis divides."""
@@ -151,38 +231,31 @@ class Tables:
         ]
         return (B, *((Partial(op),) if op else ()), *splits)
 
-    def _local_bytes(
-        self, key: _Key, choices: tuple[Placement, ...], codes: NDArray[np.intp]
-    ) -> NDArray[np.float64]:
-        """Bytes one device holds under each layout; ``inf`` where a split is uneven."""
-        local = np.full(codes.shape[1], float(key.bytes))
+    def _ways(
+        self, dims: tuple[int, ...], choices: tuple[Placement, ...], codes: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Into how many parts each layout cuts a value, and whether all its splits are even."""
+        total = np.ones(codes.shape[1])
+        legal = np.ones(codes.shape[1], np.bool_)
         sizes = np.array(self.mesh.sizes)[:, None]
         for code, choice in enumerate(choices):
             if isinstance(choice, Split):
                 ways = np.where(codes == code, sizes, 1).prod(axis=0)
-                local = np.where(key.dims[choice.dim] % ways == 0, local / ways, np.inf)
-        return local
+                legal &= dims[choice.dim] % ways == 0
+                total *= ways
+        return total, legal
 
-    def _step_seconds(
-        self,
-        axis: int,
-        old: Placement,
-        new: Placement,
-        local: NDArray[np.float64],
-        coalesced: bool,
-    ) -> NDArray[np.float64] | None:
-        """Seconds of one step for each of ``local`` bytes, or ``None`` if there is no such step."""
+    def _line(self, axis: int, old: Placement, new: Placement) -> _Line | None:
+        """The price of one step, or ``None`` if there is no such step."""
         kind, size = step_kind(old, new), self.mesh.axes[axis].size
         if kind is None:
             return None
         if kind in ("slice", "mask") or size == 1:
-            return np.full(local.shape, EPSILON_S)
+            return _Line(0.0, 0.0, 1.0)
         if self.mesh.axes[axis].kind == "time":
             return None
         latency, per_byte = collective_line(kind, self.links[axis], size)
-        payload = local * size if kind == "all-gather" else local
-        share = np.minimum(1.0, payload / self.coalesce_bytes) if coalesced else 1.0
-        return np.maximum(EPSILON_S, latency * share + payload * per_byte)
+        return _Line(latency, per_byte, float(size) if kind == "all-gather" else 1.0)
 
 
 def step_kind(old: Placement, new: Placement) -> StepKind | None:
@@ -219,16 +292,11 @@ def _joined(parts: Sequence[Table]) -> Table:
         local[at] = part.local_bytes
         steps[np.ix_(at, at)], total[np.ix_(at, at)] = part.steps, part.total
     partial = np.array([is_partial(layout) for layout in layouts])
-    between = total[np.ix_(partial, partial)]
-    for there, on in zip(total[partial][:, ~partial].T, total[~partial][:, partial], strict=True):
-        np.minimum(between, there[:, None] + on, out=between)
-    total[np.ix_(partial, partial)] = between
+    plain = np.flatnonzero(~partial)
+    for rows, cols in itertools.permutations([at[partial[at]] for at in places], 2):
+        between = np.full((len(rows), len(cols)), np.inf)
+        through = np.empty_like(between)
+        for there, on in zip(total[np.ix_(rows, plain)].T, total[np.ix_(plain, cols)], strict=True):
+            np.minimum(between, np.add(there[:, None], on, out=through), out=between)
+        total[np.ix_(rows, cols)] = between
     return Table(index, layouts, local, steps, total)
-
-
-def _closure(steps: Matrix) -> Matrix:
-    """All-pairs shortest paths."""
-    total = steps.copy()
-    for k in range(len(total)):
-        np.minimum(total, total[:, k, None] + total[None, k, :], out=total)
-    return total

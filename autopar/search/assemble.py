@@ -89,6 +89,7 @@ class _Assembler:
     keys: list[Hashable] = field(default_factory=list)
     costs: list[IntArray] = field(default_factory=list)
     _made: Domains = field(init=False)
+    _cut: Callable[[tuple[int, ...], Layout], tuple[int, ...]] = field(init=False)
     _kinds: dict[int, Domain] = field(default_factory=dict)
     _inputs: dict[Hashable, Domain] = field(default_factory=dict)
     _texts: dict[int, str] = field(default_factory=dict)
@@ -99,6 +100,7 @@ class _Assembler:
 
     def __post_init__(self) -> None:
         self._made = Domains(self.mesh)
+        self._cut = functools.cache(lambda shape, layout: local_shape(shape, layout, self.mesh))
 
     def fill_domains(self) -> None:
         """Domain, own cost and signature of every node."""
@@ -136,18 +138,21 @@ class _Assembler:
         return self._kinds[op.kind]
 
     def _op_costs(self, node: Node, domain: Domain, charges: Charges) -> IntArray:
-        eqn, chip, mesh = node.eqn, self.cluster.chip, self.mesh
+        eqn, cut = node.eqn, self._cut
         assert eqn is not None
         total = work(eqn)
         ins = [shape_of(atom.aval) for atom in eqn.invars]
         outs = [shape_of(var.aval) for var in eqn.outvars]
-        cut = functools.cache(lambda shape, layout: local_shape(shape, layout, mesh))
         local = [
             (tuple(map(cut, ins, state.operands)), tuple(map(cut, outs, state.results)))
             for state in domain
         ]
-        found = [equation_seconds(total, *shapes, chip, *charges) for shapes in local]
-        return to_ticks(np.array(found))
+        # Axes that do another's work leave devices with the same shapes.
+        seconds = {
+            shapes: equation_seconds(total, *shapes, self.cluster.chip, *charges)
+            for shapes in dict.fromkeys(local)
+        }
+        return to_ticks(np.array([seconds[shapes] for shapes in local]))
 
     def _input(self, node: Node) -> tuple[Domain, Hashable, IntArray]:
         resting = self.restriction.resting.get(node.index)
@@ -162,7 +167,7 @@ class _Assembler:
         domain = self._inputs[asked]
         assert node.var is not None
         size = itemsize(node.var.aval)
-        key = ("input", id(domain), size)
+        key = ("input", node.shape, id(domain), size)
         if key not in self._seconds:
             # A re-layout between rest and use, light and waited for by nobody else: coalesced.
             rests = _End.of([state.operands[0] for state in domain])

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jax.extend.core import JaxprEqn, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Var
 from numpy.typing import NDArray
 
 from autopar.cost_model import Chip, FusionBorders
@@ -157,7 +157,20 @@ class Depth:
             return (source_name(node.eqn),)
         top = self.whole.jaxpr.jaxpr.eqns
         rest = node.name.partition("/")[2]
-        return tuple([source_name(_nested(top[i], rest)) for i in self._positions(node)])
+        return tuple([source_name(self._nested(top[i], rest)) for i in self._positions(node)])
+
+    @functools.cached_property
+    def _bodies(self) -> dict[int, Mapping[str, Jaxpr]]:
+        return {}
+
+    def _nested(self, eqn: JaxprEqn, name: str) -> JaxprEqn:
+        """The equation of this name within another, which may have none."""
+        while name:
+            if id(eqn) not in self._bodies:
+                self._bodies[id(eqn)] = {one.name: one.body for one in regions(eqn) or ()}
+            region, position, name = (*name.split("/", 2), "", "")[:3]
+            eqn = self._bodies[id(eqn)][region].eqns[int(position)]
+        return eqn
 
     def _positions(self, node: Node) -> tuple[int, ...]:
         return (node.index,) if self.fold is None else _standing(self.fold, node).positions
@@ -282,12 +295,3 @@ def _check(graph: Graph, shorter: Sequence[Shorter]) -> None:
     ):
         if int(copies.sum()) != count + sum(one.times * (count - of(one)) for one in shorter):
             raise NotFoldable
-
-
-def _nested(eqn: JaxprEqn, name: str) -> JaxprEqn:
-    """The equation of this name within another, which may have none."""
-    while name:
-        region, position, name = (*name.split("/", 2), "", "")[:3]
-        body = next(one.body for one in regions(eqn) or () if one.name == region)
-        eqn = body.eqns[int(position)]
-    return eqn

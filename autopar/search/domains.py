@@ -6,6 +6,7 @@ is a layout. A state of an input is a pair: its layout at rest, and the one it h
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -39,7 +40,9 @@ Choice = TypeVar("Choice")
 
 @dataclass(slots=True)
 class Domains:
-    """Enumerates and caches domains for one mesh. Equal questions share one answer."""
+    """Enumerates and caches domains for one mesh. Equal questions share one answer, and questions
+    that differ in extents which the same axes divide are equal.
+    """
 
     mesh: MeshSpec
     _ops: dict[FactorRule, Domain] = field(default_factory=dict)
@@ -50,12 +53,15 @@ class Domains:
 
     def op(self, rule: FactorRule) -> Domain:
         """Joint strategies of an equation, most replicated first."""
+        sizes = tuple([(factor, self._divisor(size)) for factor, size in rule.sizes])
+        rule = dataclasses.replace(rule, sizes=sizes)
         if rule not in self._ops:
             self._ops[rule] = tuple(_joint_states(rule, self.mesh))
         return self._ops[rule]
 
     def layouts(self, shape: tuple[int, ...], partial: frozenset[str]) -> tuple[Layout, ...]:
         """Every layout of a value that divides evenly, partial by at most one of ``partial``."""
+        shape = self._divisors(shape)
         key = (shape, partial)
         if key not in self._layouts:
             self._layouts[key] = tuple(_layouts(shape, partial, self.mesh))
@@ -63,7 +69,7 @@ class Domains:
 
     def hub(self, shape: tuple[int, ...], partial: frozenset[str]) -> Domain:
         """A value passes through in one layout."""
-        key = ("hub", shape, partial)
+        key = ("hub", self._divisors(shape), partial)
         if key not in self._cached:
             found = self.layouts(shape, partial)
             self._cached[key] = tuple(State((layout,), (layout,)) for layout in found)
@@ -72,7 +78,7 @@ class Domains:
     def input(self, shape: tuple[int, ...], shared: bool, resting: Iterable[Layout]) -> Domain:
         """``operands`` is the layout at rest, ``results`` the one in use (equal unless shared)."""
         rests = tuple(resting)
-        key = ("input", shape, shared, rests)
+        key = ("input", self._divisors(shape), shared, rests)
         if key not in self._cached:
             uses = self.layouts(shape, frozenset())
             self._cached[key] = tuple(
@@ -82,6 +88,13 @@ class Domains:
                 if use == rest or refines(rest, use)
             )
         return self._cached[key]
+
+    def _divisors(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(map(self._divisor, shape))
+
+    def _divisor(self, extent: int) -> int:
+        """All that matters of an extent: an even split is one by a factor of all devices."""
+        return math.gcd(extent, math.prod(self.mesh.sizes)) if extent else 0
 
 
 def refines(rest: Layout, use: Layout) -> bool:

@@ -27,9 +27,7 @@ TICK_S = 1e-9
 
 def to_ticks(seconds: NDArray[np.float64]) -> IntArray:
     """Rounds seconds to whole units; infinity becomes ``FORBIDDEN``."""
-    finite = np.where(np.isfinite(seconds), seconds, 0.0)
-    ticks = np.rint(np.minimum(finite / TICK_S, FORBIDDEN)).astype(np.int64)
-    return np.where(np.isfinite(seconds), ticks, FORBIDDEN)
+    return np.rint(np.minimum(seconds / TICK_S, FORBIDDEN)).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)

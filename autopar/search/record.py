@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -27,6 +28,10 @@ from autopar.search.memory import MemoryModel
 from autopar.search.network import TICK_S
 from autopar.search.problem import Problem
 from autopar.search.tasks import tasks
+
+
+_text = functools.cache(str)
+"""Of a dtype: NumPy takes its time, and there are few."""
 
 
 def strategies(depth: Depth, states: Sequence[State]) -> dict[str, Strategy]:
@@ -63,7 +68,7 @@ def inputs(depth: Depth, lie: Mapping[str, Layout]) -> tuple[ValuePlan, ...]:
     step = depth.whole
     values = zip(step.in_paths, step.in_avals, depth.roles, strict=True)
     return tuple(
-        ValuePlan(path, tuple(aval.shape), str(aval.dtype), lie[f"in:{i}"], role)
+        ValuePlan(path, tuple(aval.shape), _text(aval.dtype), lie[f"in:{i}"], role)
         for i, (path, aval, role) in enumerate(values)
     )
 
@@ -74,7 +79,7 @@ def outputs(step: Step, lie: Mapping[str, Layout]) -> tuple[ValuePlan, ...]:
     found: list[ValuePlan] = []
     for position, (path, aval) in enumerate(zip(step.out_paths, step.out_avals, strict=True)):
         layout = lie[f"in:{tied[position]}" if position in tied else f"out:{position}"]
-        found.append(ValuePlan(path, tuple(aval.shape), str(aval.dtype), layout, "outputs"))
+        found.append(ValuePlan(path, tuple(aval.shape), _text(aval.dtype), layout, "outputs"))
     return tuple(found)
 
 

@@ -43,6 +43,9 @@ SETTLED = 1e-3
 NEAR = 1e-3
 """Share of the bound by which the cost first aimed at is above it."""
 
+FEW = 0.025
+"""Share of a network's entries from which on what is left of it is for a solver."""
+
 WORTHWHILE = 0.95
 """Share of the entries that a round may leave to be worth another."""
 
@@ -118,6 +121,7 @@ def _closing_in(
     Without one the status says whether that is proven (``infeasible``) or not (``unknown``).
     """
     work = Messages(network)
+    enough = max(enough, int(FEW * work.entries))
     best = _settled(work, Solution(None, min(known, FORBIDDEN // 2), 0, "infeasible"), deadline)
     bound, room = work.bound, max(1, int(NEAR * work.bound))
     aim = bound + room

@@ -88,7 +88,7 @@ def fold(
     runs = find_runs(np.array(kinds, np.int64))
     if not runs:
         return None
-    flow = Flow.of(closed.jaxpr)
+    flow = Flow.of(closed.jaxpr, kinds)
     layers = find_layers(flow, runs)
     stacks = [stack for stack in layers.stacks() if stack.saved >= LEAST * len(kinds)]
     if not stacks or not _pays(len(kinds), stacks):

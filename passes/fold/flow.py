@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +35,12 @@ class Flow:
     onward: IntArray
 
     @classmethod
-    def of(cls, jaxpr: Jaxpr) -> Flow:
-        """Of the equations of a program; what is within them counts as one."""
+    def of(cls, jaxpr: Jaxpr, kinds: Sequence[int]) -> Flow:
+        """Of the equations of a program; what is within them counts as one.
+
+        Args:
+          kinds: of each equation a number; equal ones for equal bodies.
+        """
         count = len(jaxpr.eqns)
         code: dict[Var, int] = {var: count + i for i, var in enumerate(jaxpr.invars)}
         makers: list[int] = []
@@ -52,7 +57,10 @@ class Flow:
             1 + (used > 1 and len(eqn.outvars) == 1)
             for eqn, used in zip(jaxpr.eqns, uses.tolist(), strict=False)
         ]
-        through = [_crossing(eqn) for eqn in jaxpr.eqns]
+        steps = {
+            kind: _crossing(eqn) for kind, eqn in dict(zip(kinds, jaxpr.eqns, strict=True)).items()
+        }
+        through = [steps[kind] for kind in kinds]
         parts = (makers, first, outputs, through + rest, onward + rest)
         return cls(count, len(jaxpr.invars), *(np.array(part, np.int64) for part in parts))
 
