@@ -29,7 +29,6 @@ from autopar.search.network import TICK_S
 from autopar.search.problem import Problem
 from autopar.search.tasks import tasks
 
-
 _text = functools.cache(str)
 """Of a dtype: NumPy takes its time, and there are few."""
 
