@@ -11,14 +11,14 @@ import enum
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+\b|\bid=\d+")
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][\w.\-+ ]+)+[\\/]")
@@ -30,19 +30,15 @@ def fingerprint(
     closed: ClosedJaxpr, extra: Iterable[str], signatures: Signatures | None = None
 ) -> str:
     """The sha256, in hexadecimal, of the program, its constants and the ``extra`` lines."""
-    digest = hashlib.sha256()
-    for line in (*canonical_lines(closed, signatures), *extra):
-        digest.update(line.encode())
-        digest.update(b"\n")
-    return digest.hexdigest()
+    lines = (*canonical_lines(closed, signatures), *extra, "")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def canonical_lines(closed: ClosedJaxpr, signatures: Signatures | None = None) -> Iterator[str]:
+def canonical_lines(closed: ClosedJaxpr, signatures: Signatures | None = None) -> list[str]:
     """The program as text, one line per equation."""
     signatures = signatures or Signatures()
-    for const in closed.consts:
-        yield f"const {signatures.value(const)}"
-    yield from signatures.lines(closed.jaxpr)
+    consts = [f"const {signatures.value(const)}" for const in closed.consts]
+    return consts + signatures.lines(closed.jaxpr)
 
 
 class Signatures:
@@ -65,13 +61,14 @@ class Signatures:
         return asked[1]
 
     def _of(self, eqn: JaxprEqn) -> str:
-        values = tuple(eqn.params.values())
+        params = eqn.params
+        values = params.values()
+        if not _INEXACT.isdisjoint(map(type, values)):
+            return self._text(eqn)
         # JAX makes few abstract values for many variables: to hash them takes longer than all else.
         operands = [id(atom.aval) for atom in eqn.invars]
         results = [id(var.aval) for var in eqn.outvars]
-        key = (eqn.primitive, *eqn.params, *values, *operands, None, *results)
-        if not _INEXACT.isdisjoint(map(type, values)):
-            return self._text(eqn)
+        key = (eqn.primitive, *params, *values, *operands, None, *results)
         try:
             found = self._known.get(key)
         except TypeError:  # a parameter that cannot be hashed
@@ -86,26 +83,27 @@ class Signatures:
         results = " ".join([aval_text(var.aval) for var in eqn.outvars])
         return f"{eqn.primitive.name}[{params}] {operands} -> {results}"
 
-    def lines(self, jaxpr: Jaxpr) -> Iterator[str]:
+    def lines(self, jaxpr: Jaxpr) -> list[str]:
         """The equations of ``jaxpr``, what they read by the number of the value."""
         inputs = (*jaxpr.constvars, *jaxpr.invars)
-        numbers: dict[Var, str] = {var: str(number) for number, var in enumerate(inputs)}
-        yield f"in {' '.join([aval_text(var.aval) for var in inputs])}"
+        numbers = {var: str(number) for number, var in enumerate(inputs)}
+        found = [f"in {' '.join([aval_text(var.aval) for var in inputs])}"]
         for eqn in jaxpr.eqns:
-            yield f"{self._atoms(eqn.invars, numbers)} {self.of(eqn)}"
+            atoms = [
+                self._literal(atom) if isinstance(atom, Literal) else numbers[atom]
+                for atom in eqn.invars
+            ]
+            found.append(f"{' '.join(atoms)} {self.of(eqn)}")
             for var in eqn.outvars:
                 numbers[var] = str(len(numbers))
-        yield f"out {self._atoms(jaxpr.outvars, numbers)}"
+        atoms = [
+            self._literal(atom) if isinstance(atom, Literal) else numbers[atom]
+            for atom in jaxpr.outvars
+        ]
+        return [*found, f"out {' '.join(atoms)}"]
 
-    def _atoms(self, atoms: Sequence[Var | Literal], numbers: Mapping[Var, str]) -> str:
-        return " ".join(
-            [
-                f"{self.value(atom.val)}:{aval_text(atom.aval)}"
-                if isinstance(atom, Literal)
-                else numbers[atom]
-                for atom in atoms
-            ]
-        )
+    def _literal(self, atom: Literal) -> str:
+        return f"{self.value(atom.val)}:{aval_text(atom.aval)}"
 
     def items(self, items: Iterable[tuple[str, Any]]) -> str:
         """Named values, sorted by name."""

@@ -43,8 +43,12 @@ SETTLED = 1e-3
 NEAR = 1e-3
 """Share of the bound by which the cost first aimed at is above it."""
 
+ENOUGH = 6
+"""Times ``SMALL``: entries of what is left of a larger network from which on a solver gets it. Most
+of its values are ruled out, so that it is settled sooner than one of that size as it is."""
+
 FEW = 0.025
-"""Share of a network's entries from which on what is left of it is for a solver."""
+"""Share of a network's entries that is enough too: of forty million, a million."""
 
 WORTHWHILE = 0.95
 """Share of the entries that a round may leave to be worth another."""
@@ -114,14 +118,14 @@ def _undone(network: Network, undo: Undo, found: Solution) -> Solution:
 
 
 def _closing_in(
-    network: Network, known: int, solver: Solver, deadline: float, enough: int
+    network: Network, known: int, solver: Solver, deadline: float, small: int
 ) -> Solution:
     """The best assignment that costs less than ``known``, which another one costs.
 
     Without one the status says whether that is proven (``infeasible``) or not (``unknown``).
     """
     work = Messages(network)
-    enough = max(enough, int(FEW * work.entries))
+    enough = small if network.limits else max(ENOUGH * small, int(FEW * work.entries))
     best = _settled(work, Solution(None, min(known, FORBIDDEN // 2), 0, "infeasible"), deadline)
     bound, room = work.bound, max(1, int(NEAR * work.bound))
     aim = bound + room
