@@ -8,9 +8,10 @@ value's bytes and on which of its dimensions divide by what; values alike in tha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -161,13 +162,18 @@ class Tables:
     )
 
     def of(
-        self, shape: Sequence[int], itemsize: int, layouts: Iterable[Layout], coalesced: bool
+        self,
+        shape: Sequence[int],
+        itemsize: int,
+        src: Sequence[Layout],
+        dst: Sequence[Layout],
+        coalesced: bool,
     ) -> Table:
-        """The table of a value in which to look for ``layouts``."""
+        """The table of a value in which to look for these layouts."""
         # An even split is one by a factor of the number of devices: no more matters of an extent.
         devices = math.prod(self.mesh.sizes)
         dims = tuple([math.gcd(extent, devices) if extent else 1 for extent in shape])
-        ops = {p.op for layout in layouts for p in layout if isinstance(p, Partial)}
+        ops = _reductions(tuple(src)) | _reductions(tuple(dst))
         key = _Key(dims, math.prod(shape) * itemsize, coalesced)
         return self._table(key, tuple(sorted(ops)))
 
@@ -258,6 +264,11 @@ class Tables:
         return _Line(latency, per_byte, float(size) if kind == "all-gather" else 1.0)
 
 
+@functools.lru_cache(maxsize=4096)  # few ends of many edges
+def _reductions(layouts: tuple[Layout, ...]) -> frozenset[str]:
+    return frozenset(p.op for layout in layouts for p in layout if isinstance(p, Partial))
+
+
 def step_kind(old: Placement, new: Placement) -> StepKind | None:
     """The collective that takes one axis from ``old`` to ``new``, if a single one does."""
     match old, new:
@@ -292,11 +303,11 @@ def _joined(parts: Sequence[Table]) -> Table:
         local[at] = part.local_bytes
         steps[np.ix_(at, at)], total[np.ix_(at, at)] = part.steps, part.total
     partial = np.array([is_partial(layout) for layout in layouts])
-    plain = np.flatnonzero(~partial)
+    masked = np.array([sum(isinstance(p, Partial) for p in layout) for layout in layouts])
+    whole = [tuple([B if isinstance(p, Partial) else p for p in layout]) for layout in layouts]
+    before = np.array([index[layout] for layout in whole], np.intp)
     for rows, cols in itertools.permutations([at[partial[at]] for at in places], 2):
-        between = np.full((len(rows), len(cols)), np.inf)
-        through = np.empty_like(between)
-        for there, on in zip(total[np.ix_(rows, plain)].T, total[np.ix_(plain, cols)], strict=True):
-            np.minimum(between, np.add(there[:, None], on, out=through), out=between)
-        total[np.ix_(rows, cols)] = between
+        # Masks are free and may come last; before them nothing is partial.
+        reached = total[np.ix_(rows, before[cols])]
+        total[np.ix_(rows, cols)] = reached + EPSILON_S * masked[cols]
     return Table(index, layouts, local, steps, total)

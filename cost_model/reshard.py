@@ -95,7 +95,7 @@ class Resharder:
         coalesced: bool = False,
     ) -> Matrix:
         """Seconds from each of ``src`` to each of ``dst``; ``inf`` where there is no way."""
-        return self._tables.of(shape, itemsize, (*src, *dst), coalesced).between(src, dst)
+        return self._tables.of(shape, itemsize, src, dst, coalesced).between(src, dst)
 
     def seconds(
         self,
@@ -129,7 +129,7 @@ class Resharder:
     def _cheapest(
         self, shape: tuple[int, ...], itemsize: int, src: Layout, dst: Layout, coalesced: bool
     ) -> tuple[Collective, ...]:
-        table = self._tables.of(shape, itemsize, (src, dst), coalesced)
+        table = self._tables.of(shape, itemsize, (src,), (dst,), coalesced)
         if not np.isfinite(table.between((src,), (dst,))).all():
             raise InfeasibleError(
                 f"a value of shape {tuple(shape)} cannot go from {show(src)} to {show(dst)} on "

@@ -26,7 +26,7 @@ from autopar.cost_model.attention import NO_ATTENTION, AttentionKernels, Charges
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.search.domains import Domain, Domains, State, partial_ops
 from autopar.search.graph import Edge, Graph, Node
-from autopar.search.network import FORBIDDEN, IntArray, Network, add_pair, to_ticks
+from autopar.search.network import FORBIDDEN, IntArray, Network, add_pair, times, to_ticks
 from autopar.search.operations import Operation, without_rule
 from autopar.search.problem import Problem, edge_groups
 from autopar.search.quotient import classes, number, numbered
@@ -170,10 +170,9 @@ class _Assembler:
         key = ("input", node.shape, id(domain), size)
         if key not in self._seconds:
             # A re-layout between rest and use, light and waited for by nobody else: coalesced.
-            rests = _End.of([state.operands[0] for state in domain])
-            uses = _End.of([state.results[0] for state in domain])
+            rests, uses = self._end(domain, True), self._end(domain, False)
             table = self._reshard(node.shape, size, rests, uses, True)
-            self._seconds[key] = np.ascontiguousarray(table.diagonal())
+            self._seconds[key] = table[rests.of_state, uses.of_state]
         return domain, (self._text(node.var), resting, shared), self._seconds[key]
 
     def _border(
@@ -216,7 +215,7 @@ class _Assembler:
         ):
             counts[one, id(cost)] += copies
         for (variable, which), count in counts.items():  # nodes alike share their costs
-            cost = known[which] * count
+            cost = times(known[which], count)
             unary[variable] = unary[variable] + cost if variable in unary else cost
         pairs: dict[tuple[int, int], IntArray] = {}
         first = numbered(groups)[1]
@@ -226,32 +225,26 @@ class _Assembler:
         for place, weight in zip(first.tolist(), weights.tolist(), strict=True):
             edge = self.graph.edges[place]
             src, dst = variables[edge.src], variables[edge.dst]
-            weighted = self._weighted(self._edge_table(edge), weight)
+            weighted = self._edge_table(edge, weight)
             if src == dst:
                 unary[src] = np.minimum(unary[src] + weighted.diagonal(), FORBIDDEN)
             else:
                 add_pair(pairs, src, dst, weighted)
         return Network(tuple(unary[v] for v in range(len(unary))), pairs)
 
-    def _edge_table(self, edge: Edge) -> IntArray:
-        """Price of the re-layout for every pair of states of the two ends."""
+    def _edge_table(self, edge: Edge, weight: int) -> IntArray:
+        """``weight`` times the price of the re-layout, for every pair of states of the two ends."""
         is_input = self.graph.nodes[edge.dst].kind == "input"
-        left = self._end(edge.src, False, edge.port, edge.src_shift)
-        right = self._end(edge.dst, True, 0 if is_input else edge.slot, edge.dst_shift)
+        left = self._end(self.domains[edge.src], False, edge.port, edge.src_shift)
+        slot = 0 if is_input else edge.slot
+        right = self._end(self.domains[edge.dst], True, slot, edge.dst_shift)
         fused = self._is_fused(edge)
-        key = (edge.shape, edge.itemsize, id(left), id(right), edge.coalesced, fused)
+        key = (edge.shape, edge.itemsize, id(left), id(right), edge.coalesced, fused, weight)
         if key not in self._tables:
             table = self._reshard(edge.shape, edge.itemsize, left, right, edge.coalesced)
             if fused:
-                table = np.minimum(table + self._written(edge, left, right), FORBIDDEN)
-            self._tables[key] = table
-        return self._tables[key]
-
-    def _weighted(self, table: IntArray, weight: int) -> IntArray:
-        """``weight`` times a table's costs; equal questions share one answer."""
-        key = ("weighted", id(table), weight)
-        if key not in self._tables:
-            self._tables[key] = np.minimum(table * weight, FORBIDDEN)
+                table = table + self._written(edge, left, right)
+            self._tables[key] = times(table, weight)[np.ix_(left.of_state, right.of_state)]
         return self._tables[key]
 
     def _is_fused(self, edge: Edge) -> bool:
@@ -270,12 +263,10 @@ class _Assembler:
         seconds = np.array(sizes) * edge.itemsize / (chip.hbm_bandwidth * chip.hbm_efficiency)
         names = np.array(number((*left.layouts, *right.layouts)))
         changes = names[: len(sizes), None] != names[len(sizes) :]
-        table = to_ticks(seconds[:, None] * changes)
-        return table[np.ix_(left.of_state, right.of_state)]
+        return to_ticks(seconds[:, None] * changes)
 
-    def _end(self, node: int, reads: bool, place: int, shift: int) -> _End:
-        """The layouts of an operand or result of a node in each of its states."""
-        domain = self.domains[node]
+    def _end(self, domain: Domain, reads: bool, place: int = 0, shift: int = 0) -> _End:
+        """The layouts of an operand or result in each state."""
         key = (id(domain), reads, place, shift)
         if key not in self._ends:
             sides = [state.operands if reads else state.results for state in domain]
@@ -285,8 +276,12 @@ class _Assembler:
     def _reshard(
         self, shape: tuple[int, ...], size: int, left: _End, right: _End, coalesced: bool
     ) -> IntArray:
-        seconds = self.resharder.matrix(shape, size, left.layouts, right.layouts, coalesced)
-        return to_ticks(seconds)[np.ix_(left.of_state, right.of_state)]
+        """Price of the re-layout for every pair of layouts of the two ends."""
+        key = (shape, size, id(left), id(right), coalesced)
+        if key not in self._tables:
+            seconds = self.resharder.matrix(shape, size, left.layouts, right.layouts, coalesced)
+            self._tables[key] = to_ticks(seconds)
+        return self._tables[key]
 
 
 @dataclass(frozen=True, slots=True)

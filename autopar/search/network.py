@@ -30,6 +30,11 @@ def to_ticks(seconds: NDArray[np.float64]) -> IntArray:
     return np.rint(np.minimum(seconds / TICK_S, FORBIDDEN)).astype(np.int64)
 
 
+def times(ticks: IntArray, count: int) -> IntArray:
+    """So many times these costs; what is forbidden stays so, however often."""
+    return np.minimum(np.minimum(ticks, FORBIDDEN // max(count, 1) + 1) * count, FORBIDDEN)
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """``sum of weights[i][x_i] <= bound`` over the variables that have weights."""

@@ -41,7 +41,11 @@ SETTLED = 1e-3
 """Share by which a round raises a bound that has yet to settle."""
 
 NEAR = 1e-3
-"""Share of the bound by which the cost first aimed at is above it."""
+"""Share of the bound by which the cost first aimed at is above it, at least."""
+
+PART = 16
+"""What is aimed at is no nearer than this part of the way to the best assignment yet: where that is
+far from the bound, the bound is far from the optimum too."""
 
 ENOUGH = 6
 """Times ``SMALL``: entries of what is left of a larger network from which on a solver gets it. Most
@@ -127,7 +131,8 @@ def _closing_in(
     work = Messages(network)
     enough = small if network.limits else max(ENOUGH * small, int(FEW * work.entries))
     best = _settled(work, Solution(None, min(known, FORBIDDEN // 2), 0, "infeasible"), deadline)
-    bound, room = work.bound, max(1, int(NEAR * work.bound))
+    excess = 0 if best.choice is None else best.cost - work.bound
+    bound, room = work.bound, max(1, int(NEAR * work.bound), excess // PART)
     aim = bound + room
     while bound < best.cost:
         target = best.cost - 1 if best.cost <= aim + room else aim

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from networks import random_network
 
 from autopar.core.errors import OptionError
-from autopar.search.network import FORBIDDEN, IntArray, Limit, Network, add_pair, to_ticks
+from autopar.search.network import FORBIDDEN, IntArray, Limit, Network, add_pair, times, to_ticks
 from autopar.search.shrink import shrink
 from autopar.search.solve import random_choice, solve
 from autopar.search.solvers import EXHAUSTIVE_LIMIT, exhaustive, highs, toulbar2
@@ -227,3 +227,8 @@ def test_add_pair_in_either_order() -> None:
     add_pair(pairs, 0, 1, table)
     add_pair(pairs, 1, 0, table.T)
     assert pairs[0, 1].tolist() == [[2, 4, 6], [8, 10, FORBIDDEN]]
+
+
+def test_what_is_forbidden_stays_so_however_often() -> None:
+    costs = np.array([0, 7, FORBIDDEN])
+    assert times(costs, 20_000).tolist() == [0, 140_000, FORBIDDEN]
