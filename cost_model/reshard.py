@@ -28,8 +28,8 @@ pays it in full.
 The closure may go through an axis that is B at both ends (slice, reduce the part, gather again:
 the links of two axes share the work). ``Resharder.path`` says so, and what lowers it must follow.
 
-The closure over all layouts is Floyd-Warshall in min-plus matrices (``layout_tables``), one table
-for each reduction. What goes from one reduction to another does so by layouts that are not partial.
+The closure over all layouts (``layout_steps``) is one of each reduction (``layout_tables``). What
+goes from one reduction to another does so by layouts that are not partial.
 """
 
 from __future__ import annotations
@@ -44,14 +44,8 @@ from autopar.core.errors import InfeasibleError
 from autopar.core.layout import Layout, show
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model.hardware import Link
-from autopar.cost_model.layout_tables import (
-    COALESCE_BYTES,
-    Matrix,
-    StepKind,
-    Table,
-    Tables,
-    step_kind,
-)
+from autopar.cost_model.layout_steps import Matrix, StepKind, Table, step_kind
+from autopar.cost_model.layout_tables import COALESCE_BYTES, Tables
 
 
 @dataclass(frozen=True, slots=True)

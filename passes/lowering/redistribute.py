@@ -22,7 +22,7 @@ from jax import lax
 
 from autopar.core.layout import Layout, Partial, Placement, Split, local_shape
 from autopar.core.mesh import MeshAxis
-from autopar.cost_model.layout_tables import step_kind
+from autopar.cost_model.layout_steps import step_kind
 from autopar.cost_model.reshard import Resharder
 
 GATHERED: dict[str, Callable[[Any], Any]] = {

@@ -14,7 +14,7 @@ from autopar.core.errors import InfeasibleError
 from autopar.core.layout import B, Layout, Partial, Placement, Split, divides, parse, shards
 from autopar.core.mesh import MeshAxis, MeshSpec
 from autopar.cost_model import Link, Resharder, collective_seconds, parse_cluster
-from autopar.cost_model.layout_tables import EPSILON_S
+from autopar.cost_model.layout_steps import EPSILON_S
 
 V5E = parse_cluster("tpu-v5e:4x4")
 
