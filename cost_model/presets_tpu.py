@@ -8,6 +8,9 @@ from autopar.cost_model.hardware import Chip
 GIB = 2**30
 TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
 
+ISSUED = 0.16
+"""Share of the vector units' slots that XLA's kernels fill (the compiler's cycles, v5e)."""
+
 _SLICES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))  # [G]
 _SLICES_3D = (
     *((1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8)),
@@ -39,7 +42,7 @@ def _tpu(
         f32_highest_flops=bf16 * TERA / 6,
         int8_flops=(int8 or bf16) * TERA,
         fp8_flops=(fp8 or bf16) * TERA,
-        vector_flops=vector * TERA,
+        vector_flops=vector * ISSUED * TERA,
         hbm_bytes=hbm_gib * GIB,
         hbm_bandwidth=hbm * GIGA,
         host_bytes=int(host_gib * GIB),

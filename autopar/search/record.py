@@ -27,6 +27,7 @@ from autopar.search.memory import MemoryModel
 from autopar.search.network import TICK_S
 from autopar.search.problem import Problem
 from autopar.search.tasks import tasks
+from autopar.search.windows import windowed_s
 
 
 def strategies(depth: Depth, states: Sequence[State]) -> dict[str, Strategy]:
@@ -157,6 +158,7 @@ def prediction(
         memory=held.breakdown(),
         collectives=moved,
         curve=held.curve(),
+        windowed_s=windowed_s(depth, cluster, problem, states) if model.program.waits else 0.0,
     )
 
 
