@@ -43,6 +43,9 @@ AMPLE = 2**45
 TIGHT = 0.8
 """Of what a plan is said to need: so much must be too little."""
 
+BOUND = 0.5
+"""A case is bound by products if so much of the compiler's cycles is in kernels that hold one."""
+
 GPT = {"d_model": 1024, "heads": 16, "seq": 1024, "vocab": 32000}
 LLAMA = {"d_model": 1024, "heads": 16, "kv_heads": 4, "d_ff": 2816, "vocab": 32000, "seq": 1024}
 MOE = {"layers": 2, "d_model": 512, "heads": 8, "vocab": 32000, "seq": 512, "experts": 8}
@@ -211,7 +214,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """One line a case; errors are predicted over compiled, less one."""
     made = Table(
         *("case", "peak, compiled", "predicted", "error", "sent, compiled", "predicted", "error"),
-        *("compute", "took"),
+        *("compute", "products", "took"),
         box=None,
     )
     for row in rows:
@@ -225,6 +228,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
             *map(format_bytes, sent),
             _percent(report["wire_error"]),
             _percent(report["compute_error"]),
+            "" if report["products_share"] is None else f"{report['products_share']:.0%}",
             f"{row['seconds']:.0f} s",
         )
     return made
@@ -232,18 +236,22 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     """Median and worst errors, of all cases and of those held out."""
+    bound = [r for r in rows if (r["report"]["products_share"] or 0) >= BOUND]
     groups = {"all": rows, "held out (*)": [r for r in rows if r["case"]["held_out"]]}
     for name, group in groups.items():
         for what in ("peak", "wire", "compute"):
-            errors = [r["report"][f"{what}_error"] for r in group]
-            sizes = sorted(abs(e) for e in errors if e is not None)
-            if sizes:
-                known = [e for e in errors if e is not None]
-                median = statistics.median(sizes)
-                yield (
-                    f"{name}, {what}: median {median:.1%}, worst {sizes[-1]:.1%}, "
-                    f"lowest {min(known):+.1%} ({len(sizes)} cases)"
-                )
+            yield from _errors(name, what, group)
+    yield from _errors("bound by products", "compute", bound)
+
+
+def _errors(name: str, what: str, rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    known = [e for e in (row["report"][f"{what}_error"] for row in rows) if e is not None]
+    sizes = sorted(map(abs, known))
+    if sizes:
+        yield (
+            f"{name}, {what}: median {statistics.median(sizes):.1%}, worst {sizes[-1]:.1%}, "
+            f"lowest {min(known):+.1%} ({len(sizes)} cases)"
+        )
 
 
 def feasibility(rows: Sequence[Mapping[str, Any]]) -> str:

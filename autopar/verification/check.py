@@ -83,7 +83,10 @@ def report_of(
 ) -> Report:
     """What ``plan`` predicts beside ``compiled``: ``jax.stages.Compiled``, or what reads as one."""
     program = read_program(compiled.as_text(), plan.mesh)
-    cycles = program.cycles if backend == "tpu" else None
+
+    def seconds(cycles: int | None) -> float | None:
+        return None if cycles is None else cycles / clock_hz(cluster)
+
     return Report(
         target=str(cluster),
         mesh=str(plan.mesh),
@@ -104,6 +107,7 @@ def report_of(
         compiled=compiled_traffic(program.collectives),
         predicted_compute_s=plan.predicted.compute_s
         + (plan.predicted.windowed_s if (backend, lowering) == ("tpu", "jit") else 0.0),
-        compiled_compute_s=None if cycles is None else cycles / clock_hz(cluster),
+        compiled_compute_s=seconds(program.cycles),
+        compiled_products_s=seconds(program.product_cycles),
         numerics=numerics,
     )
