@@ -94,15 +94,17 @@ class FusionBorders:
 
 
 def fusion_borders(
-    jaxpr: Jaxpr | ClosedJaxpr, signatures: Signatures | None = None
+    jaxpr: Jaxpr | ClosedJaxpr, signatures: Signatures | None = None, grouped: bool = True
 ) -> FusionBorders:
     """Analyses a step (or one body); its regions are analysed with it.
 
-    ``signatures``: of its equations, if they are at hand.
+    Args:
+      signatures: of its equations, if they are at hand.
+      grouped: whether kernels have several results (``fusion_groups``), as XLA:TPU's.
     """
     top = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     nature = PerSignature(signatures or Signatures(), Nature.of)
-    graphs = [FusionGraph(body, nature) for body in (top, *all_bodies(top.eqns))]
+    graphs = [FusionGraph(body, nature, grouped) for body in (top, *all_bodies(top.eqns))]
     for graph in graphs:
         graph.decide()
         graph.count_reads()

@@ -28,7 +28,7 @@ class FusionGraph:
     """One jaxpr. ``decide``, then ``count_reads``, fill its tables.
 
     Attributes:
-      nature: of an equation.
+      nature: of an equation. grouped: see ``fusion_borders``.
       roots: every view and what it is a view of.
       steps: all equations but views, and what each reads, views looked through.
       users: who uses each value, through views. cheap: values made of scalars and iota only.
@@ -42,6 +42,7 @@ class FusionGraph:
 
     jaxpr: Jaxpr
     nature: Callable[[JaxprEqn], Nature] = Nature.of
+    grouped: bool = True
     roots: dict[Var, Var] = field(default_factory=dict[Var, Var])
     steps: list[tuple[JaxprEqn, Nature, list[Var]]] = field(default_factory=list)
     users: dict[Var, list[JaxprEqn]] = field(default_factory=lambda: defaultdict(list))
@@ -203,7 +204,8 @@ class FusionGraph:
                 needed = _behind(sources, self.needed_for)
                 self.kernels[outs[0]] = tuple(sorted(needed, key=place.__getitem__))
             if not region and (writes or not charged.isdisjoint(outs)):
-                self._count_reads_of(eqn, self._at_hand(groups, eqn, nature, sources))
+                at_hand = self._at_hand(groups, eqn, nature, sources) if self.grouped else set()
+                self._count_reads_of(eqn, at_hand)
 
     def _at_hand(
         self, groups: Groups, eqn: JaxprEqn, nature: Nature, sources: Sequence[Var]

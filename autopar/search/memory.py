@@ -59,7 +59,7 @@ class MemoryModel:
         away: Mapping[Var, float] = MappingProxyType({}),
     ) -> None:
         self.roles = tuple(roles)
-        self.fusion = fusion_borders(step.jaxpr.jaxpr, step.signatures)
+        self.fusion = fusion_borders(step.jaxpr.jaxpr, step.signatures, chip.bf16_dots)
         self.attention = (
             attention_kernels(step.jaxpr.jaxpr) if chip.attention_efficiency else NO_ATTENTION
         )
