@@ -12,9 +12,9 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+
+from _programs import Program
 
 from autopar.core.errors import AutoparError
 
@@ -27,27 +27,7 @@ _VALUE = re.compile(
 _RANGE = re.compile(r"^\s+(\S+?)(\{[\d,]*\}):(\d+)-(\d+)", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Early:
-    """What a ``jax.stages.Compiled`` says of its program, as far as the dump does."""
-
-    text: str
-    peak_bytes: int
-
-    def as_text(self) -> str:
-        """The scheduled program."""
-        return self.text
-
-    def memory_analysis(self) -> SimpleNamespace:
-        """The peak, in device memory."""
-        return SimpleNamespace(
-            peak_memory_in_bytes=self.peak_bytes,
-            host_argument_size_in_bytes=0,
-            host_temp_size_in_bytes=0,
-        )
-
-
-def compile_early(compile_: Callable[..., object], *args: object) -> Early:
+def compile_early(compile_: Callable[..., object], *args: object) -> Program:
     """What ``compile_(*args)``, run in a process of its own, dumps.
 
     Raises:
@@ -77,10 +57,10 @@ def _dump(compile_: Callable[..., object], args: Sequence[object], folder: Path)
         os.environ["XLA_FLAGS"] = flags
 
 
-def _read(stem: str) -> Early:
+def _read(stem: str) -> Program:
     assigned = Path(stem + "-buffer-assignment.txt").read_text()
     ranges = Path(stem + "-live-range.txt").read_text()
-    return Early(Path(stem + ".txt").read_text(), peak_bytes(assigned, ranges))
+    return Program(Path(stem + ".txt").read_text(), peak_bytes(assigned, ranges))
 
 
 def peak_bytes(assigned: str, ranges: str) -> int:

@@ -141,7 +141,7 @@ def _restriction(step: Step, graph: Graph, mesh: MeshSpec, batch_dim: int) -> Re
     """Batch and state rest as the strategy says; weights are gathered where they are used, layer by
     layer; gradients are reduced where they are made; tensor parallelism keeps weights split.
     """
-    axes = {name: i for i, name in enumerate(mesh.names)}
+    axes = {axis.name: i for i, axis in enumerate(mesh.axes) if axis.size > 1}
     over = [axes[name] for name in ("replica", "data") if name in axes]
     shards = [axes["data"]] if "data" in axes else []
     place = placement(mesh, over, shards, axes.get("model"))

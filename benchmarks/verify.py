@@ -1,9 +1,10 @@
 """Plans compiled ahead of time for TPU slices that are not there, beside what was predicted.
 
-    python benchmarks/verify.py [--only TEXT] [--quick] [--again] [--json FILE]
+    python benchmarks/verify.py [--only TEXT] [--quick] [--again] [--json FILE] [--programs FOLDER]
 
-Needs libtpu (the extra ``tpu``), no TPU. What was compiled before is read from FILE, so that a run
-may be cut off; ``--again`` compiles anew. ``--quick`` compiles only until memory and collectives
+Needs libtpu (the extra ``tpu``), no TPU. Compiled programs are kept in FOLDER, and read from there
+where the compiler would be given the same again: so a run may be cut off, and prices may change;
+``--again`` compiles anew. ``--quick`` compiles only until memory and collectives
 are settled, and says nothing of compute. Plans by a named strategy are asked for again with 0.8 of
 the memory they are said to need, nothing recomputed: that must be refused. Every third case was
 held out while the memory model was made to fit the others: it is marked, and summed up apart.
@@ -12,17 +13,18 @@ held out while the memory model was made to fit the others: it is marked, and su
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from _common import require_tpu_compiler, write_json
 from _early import compile_early
+from _programs import Program, kept, key_of
 from rich.console import Console
 from rich.table import Table
 
@@ -31,13 +33,18 @@ from autopar.core.errors import InfeasibleError
 from autopar.core.text import format_bytes
 from autopar.cost_model import parse_cluster
 from autopar.models import preset
-from autopar.verification.check import report_of
+from autopar.verification.check import lowered, report_of
+from autopar.verification.confirm import peak_bytes
+from autopar.verification.topology import topology_devices
 
 AMPLE = 2**45
 """Memory enough that no plan is chosen for its memory."""
 
 TIGHT = 0.8
 """Of what a plan is said to need: so much must be too little."""
+
+BOUND = 0.5
+"""A case is bound by products if so much of the compiler's cycles is in kernels that hold one."""
 
 GPT = {"d_model": 1024, "heads": 16, "seq": 1024, "vocab": 32000}
 LLAMA = {"d_model": 1024, "heads": 16, "kv_heads": 4, "d_ff": 2816, "vocab": 32000, "seq": 1024}
@@ -162,17 +169,21 @@ def planned(
     return workload.train_step, args, plan
 
 
-def whole(case: Case) -> autopar.Report:
-    """A case's plan beside the whole compiled program."""
+def compiled(case: Case) -> Program:
+    """The whole program that the compiler makes of a case."""
     step, args, plan = planned(case)
-    return autopar.verify(step, plan, *args, backend="tpu", lowering=case.lowering)
+    made = lowered(step, plan, args, case.lowering).compile()
+    return Program(made.as_text(), peak_bytes(made.memory_analysis(), True))
 
 
-def early(case: Case) -> autopar.Report:
-    """A case's plan beside what the compiler dumps once buffers are assigned."""
-    program = compile_early(whole, case)
-    _, _, plan = planned(case)
-    return report_of(plan, parse_cluster(case.cluster), program, "tpu", case.lowering, None)
+def program(case: Case, folder: Path, quick: bool, again: bool) -> tuple[autopar.Plan, Program]:
+    """A case's plan, and what the compiler makes of it or ``folder`` has of that."""
+    step, args, plan = planned(case)
+    given = lowered(step, plan, args, case.lowering)
+    (device, *_) = topology_devices(parse_cluster(case.cluster))
+    key = key_of(given, case.cluster, device.client.platform_version, "early" if quick else "")
+    make = partial(compile_early, compiled, case) if quick else partial(compiled, case)
+    return plan, kept(folder, key, again, make)
 
 
 def is_refused(case: Case, memory: int) -> bool | None:
@@ -186,10 +197,11 @@ def is_refused(case: Case, memory: int) -> bool | None:
     return False
 
 
-def run(case: Case, quick: bool) -> dict[str, Any]:
+def run(case: Case, folder: Path, quick: bool, again: bool) -> dict[str, Any]:
     """Plans and compiles one case."""
     began = time.perf_counter()
-    report = early(case) if quick else whole(case)
+    plan, made = program(case, folder, quick, again)
+    report = report_of(plan, parse_cluster(case.cluster), made, "tpu", case.lowering, None)
     return {
         "case": asdict(case),
         "report": report.to_dict(),
@@ -202,7 +214,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """One line a case; errors are predicted over compiled, less one."""
     made = Table(
         *("case", "peak, compiled", "predicted", "error", "sent, compiled", "predicted", "error"),
-        *("compute", "took"),
+        *("compute", "products", "took"),
         box=None,
     )
     for row in rows:
@@ -216,6 +228,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
             *map(format_bytes, sent),
             _percent(report["wire_error"]),
             _percent(report["compute_error"]),
+            "" if report["products_share"] is None else f"{report['products_share']:.0%}",
             f"{row['seconds']:.0f} s",
         )
     return made
@@ -223,18 +236,22 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     """Median and worst errors, of all cases and of those held out."""
+    bound = [r for r in rows if (r["report"]["products_share"] or 0) >= BOUND]
     groups = {"all": rows, "held out (*)": [r for r in rows if r["case"]["held_out"]]}
     for name, group in groups.items():
         for what in ("peak", "wire", "compute"):
-            errors = [r["report"][f"{what}_error"] for r in group]
-            sizes = sorted(abs(e) for e in errors if e is not None)
-            if sizes:
-                known = [e for e in errors if e is not None]
-                median = statistics.median(sizes)
-                yield (
-                    f"{name}, {what}: median {median:.1%}, worst {sizes[-1]:.1%}, "
-                    f"lowest {min(known):+.1%} ({len(sizes)} cases)"
-                )
+            yield from _errors(name, what, group)
+    yield from _errors("bound by products", "compute", bound)
+
+
+def _errors(name: str, what: str, rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    known = [e for e in (row["report"][f"{what}_error"] for row in rows) if e is not None]
+    sizes = sorted(map(abs, known))
+    if sizes:
+        yield (
+            f"{name}, {what}: median {statistics.median(sizes):.1%}, worst {sizes[-1]:.1%}, "
+            f"lowest {min(known):+.1%} ({len(sizes)} cases)"
+        )
 
 
 def feasibility(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -254,31 +271,28 @@ def _percent(error: float | None) -> str:
 
 
 def main() -> None:
-    """Compiles what is not in the file yet, prints the table."""
+    """Compiles what is not kept, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="the cases whose name has this in it")
     parser.add_argument("--quick", action="store_true", help="memory and collectives only")
-    parser.add_argument("--again", action="store_true", help="compile what is in the file too")
+    parser.add_argument("--again", action="store_true", help="compile what is kept too")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--programs", type=Path, default=Path("build/benchmarks/programs"))
     options = parser.parse_args()
     path = options.json or Path(f"build/benchmarks/verify{'_quick' if options.quick else ''}.json")
     console = Console(width=None if sys.stdout.isatty() else 170)
     require_tpu_compiler()
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    chosen = [case for case in CASES if options.only in case.name]
-    for case in chosen:
-        if case.name in known and not options.again:
-            continue
+    done: dict[str, Any] = {}
+    for case in [case for case in CASES if options.only in case.name]:
         with console.status(case.name):
             try:
-                known[case.name] = run(case, options.quick)
+                done[case.name] = run(case, options.programs, options.quick, options.again)
             except autopar.AutoparError as error:
                 console.print(f"{case.name}: {error}")
                 continue
-        write_json(path, known)
-    rows = [known[case.name] for case in chosen if case.name in known]
-    console.print(table(rows))
-    for line in (*summary(rows), feasibility(rows)):
+        write_json(path, done)
+    console.print(table(done.values()))
+    for line in (*summary([*done.values()]), feasibility([*done.values()])):
         console.print(line)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from autopar.cost_model.fusion_graph import elements, is_elementwise, is_view
+from autopar.cost_model.fusion_nature import elements, is_elementwise, is_view
 from autopar.passes.rules import regions
 
 CAUSAL_SHARE = 0.5
@@ -28,9 +28,10 @@ CAUSAL_SHARE = 0.5
 _COMPARISONS = frozenset(("ge", "gt", "le", "lt"))
 
 
-Charges = tuple[tuple[float, ...], tuple[bool, ...], float]
-"""Of one equation: per operand, how often it is read; per result, whether it is written; and, of
-a matmul in an attention kernel, the share of it that is computed, else 0.
+Charges = tuple[tuple[float, ...], tuple[bool, ...], float, float]
+"""Of one equation: per operand, how often it is read; per result, whether it is written; what is
+fused into its kernel, in vector instructions per element of its largest operand; and, of a matmul
+in an attention kernel, the share of it that is computed, else 0.
 """
 
 
@@ -44,18 +45,20 @@ class AttentionKernels:
     scores: frozenset[Var] = frozenset()
     causal: frozenset[Var] = frozenset()
 
-    def of(self, eqn: JaxprEqn, reads: tuple[float, ...], writes: tuple[bool, ...]) -> Charges:
+    def of(
+        self, eqn: JaxprEqn, reads: tuple[float, ...], writes: tuple[bool, ...], beside: float
+    ) -> Charges:
         """The charges of an equation, from those that know of no attention kernel."""
         if not self.scores:
-            return reads, writes, 0.0
+            return reads, writes, beside, 0.0
         taken = [isinstance(v, Var) and v in self.scores for v in eqn.invars]
         made = [v in self.scores for v in eqn.outvars]
         kept = tuple([0.0 if inside else n for inside, n in zip(taken, reads, strict=True)])
         written = tuple([w and not inside for inside, w in zip(made, writes, strict=True)])
         if eqn.primitive.name != "dot_general" or not any((*taken, *made)):
-            return kept, written, 0.0
+            return kept, written, 0.0 if any((*taken, *made)) else beside, 0.0
         met = {v for v in (*eqn.invars, *eqn.outvars) if isinstance(v, Var)}
-        return kept, written, CAUSAL_SHARE if met & self.causal else 1.0
+        return kept, written, 0.0, CAUSAL_SHARE if met & self.causal else 1.0
 
 
 NO_ATTENTION = AttentionKernels()

@@ -54,7 +54,7 @@ class Load:
         if self.matmul is not None:
             matmul_s = self._matmul_seconds(self.matmul, chip)
         vector_s = self.vector_ops / chip.vector_flops
-        if not self.moved_bytes:
+        if not self.launches:
             vector_s *= SHOWING
         memory_s = self.moved_bytes / (chip.hbm_bandwidth * chip.hbm_efficiency)
         seconds = max(matmul_s, vector_s, memory_s)
@@ -79,6 +79,7 @@ def equation_load(
     results: tuple[Shape, ...],
     reads: Sequence[float],
     writes: Sequence[bool],
+    beside: float = 0.0,
     attention_share: float = 0.0,
 ) -> Load:
     """What an equation whose operands and results have these *local* shapes asks of a device.
@@ -89,6 +90,7 @@ def equation_load(
       results: theirs.
       reads: per operand, how often its bytes come from device memory (``FusionBorders.reads_of``).
       writes: per result, whether its writing is charged here (``FusionBorders.writes_of``).
+      beside: what is fused into its kernel (``FusionBorders.beside``).
       attention_share: see ``Load`` (``AttentionKernels.of``).
 
     An equation that lies inside a fusion (no reads, no writes) costs a little of its arithmetic.
@@ -101,6 +103,8 @@ def equation_load(
     if dims is not None and min(dims[1], dims[2]) == 1:
         vector_ops += 2.0 * math.prod(dims)
         dims = None
+    if beside:
+        vector_ops += beside * max(map(math.prod, operands))
     moved = _moved_bytes(work, operands, results, reads, writes)
     return Load(work.dtype_class, dims, attention_share, vector_ops, moved, any(writes))
 
@@ -112,10 +116,13 @@ def equation_seconds(
     chip: Chip,
     reads: Sequence[float],
     writes: Sequence[bool],
+    beside: float = 0.0,
     attention_share: float = 0.0,
 ) -> float:
     """Seconds of ``equation_load`` on a chip."""
-    return equation_load(work, operands, results, reads, writes, attention_share).seconds(chip)
+    return equation_load(work, operands, results, reads, writes, beside, attention_share).seconds(
+        chip
+    )
 
 
 def _moved_bytes(

@@ -51,6 +51,8 @@ class FusionBorders:
       softmaxes: the exponentials that a matmul's kernel writes, holding whole rows for their
         maximum, and what it would write if the maximum were at hand.
       narrow: f32 values that only matmuls of default precision use: XLA:TPU stores them as bf16.
+      beside: first result of a kernel to the vector instructions of what is fused into it, per
+        element of its equation's largest operand.
       fused: the values that are computed inside the kernels that read them, those made of scalars
         and iota alone left out.
     """
@@ -62,6 +64,7 @@ class FusionBorders:
     sources: Mapping[Var, tuple[Var, ...]]
     narrow: frozenset[Var]
     softmaxes: Mapping[Var, Var]
+    beside: Mapping[Var, float]
     fused: frozenset[Var]
 
     def reads_of(self, eqn: JaxprEqn) -> tuple[float, ...]:
@@ -80,9 +83,10 @@ class FusionBorders:
         """For each result of ``eqn``, whether the equation is charged with writing it."""
         return tuple([var in self.charged for var in eqn.outvars])
 
-    def of(self, eqn: JaxprEqn) -> tuple[tuple[float, ...], tuple[bool, ...]]:
-        """``(reads, writes)`` of ``eqn``, as ``equation_seconds`` takes them."""
-        return self.reads_of(eqn), self.writes_of(eqn)
+    def of(self, eqn: JaxprEqn) -> tuple[tuple[float, ...], tuple[bool, ...], float]:
+        """``(reads, writes, beside)`` of ``eqn``, as ``equation_seconds`` takes them."""
+        beside = self.beside.get(eqn.outvars[0], 0.0) if eqn.outvars else 0.0
+        return self.reads_of(eqn), self.writes_of(eqn), beside
 
     def root(self, var: Var) -> Var:
         """The value whose bytes ``var`` is."""
@@ -90,15 +94,17 @@ class FusionBorders:
 
 
 def fusion_borders(
-    jaxpr: Jaxpr | ClosedJaxpr, signatures: Signatures | None = None
+    jaxpr: Jaxpr | ClosedJaxpr, signatures: Signatures | None = None, grouped: bool = True
 ) -> FusionBorders:
     """Analyses a step (or one body); its regions are analysed with it.
 
-    ``signatures``: of its equations, if they are at hand.
+    Args:
+      signatures: of its equations, if they are at hand.
+      grouped: whether kernels have several results (``fusion_groups``), as XLA:TPU's.
     """
     top = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     nature = PerSignature(signatures or Signatures(), Nature.of)
-    graphs = [FusionGraph(body, nature) for body in (top, *all_bodies(top.eqns))]
+    graphs = [FusionGraph(body, nature, grouped) for body in (top, *all_bodies(top.eqns))]
     for graph in graphs:
         graph.decide()
         graph.count_reads()
@@ -110,6 +116,7 @@ def fusion_borders(
         sources={key: found for graph in graphs for key, found in graph.kernels.items()},
         narrow=frozenset(var for graph in graphs for var in graph.written if graph.is_narrow(var)),
         softmaxes={exp: found for graph in graphs for exp, found in graph.softmaxes.items()},
+        beside={key: found for graph in graphs for key, found in graph.beside.items()},
         fused=frozenset(
             var for graph in graphs for var in graph.needed_for if var not in graph.cheap
         ),

@@ -2,101 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Var
 
-from autopar.cost_model.work import KINDS, WorkKind, aval_bytes, itemsize, kind_of, shape_of, work
+from autopar.cost_model.fusion_groups import Groups
+from autopar.cost_model.fusion_nature import Nature, elements, is_elementwise, itemsize_of
+from autopar.cost_model.work import KINDS, aval_bytes, shape_of, work
 
 RECOMPUTE_RATIO = 2.25
 """A value is kept rather than recomputed if its sources are this much larger (measured, v5e)."""
 
 LONGEST_ROW = 4096
 """Elements of a row that a matmul's kernel holds whole, for the softmax of it (measured, v5e)."""
-_VIEWS = frozenset(
-    (
-        *("reshape", "transpose", "squeeze", "expand_dims", "copy", "copy_p", "stop_gradient"),
-        *("sharding_constraint", "name", "pvary", "random_wrap", "random_unwrap"),
-        *("bitcast_convert_type", "optimization_barrier"),
-    )
-)
-_ELEMENTWISE = frozenset(
-    (
-        *("add", "sub", "mul", "div", "rem", "neg", "sign", "abs", "max", "min", "pow", "square"),
-        *("exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt", "cbrt", "tanh", "logistic"),
-        *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh"),
-        *("atanh", "erf", "erfc", "erf_inv", "integer_pow", "lgamma", "digamma", "floor", "ceil"),
-        *("round", "is_finite", "and", "or", "xor", "not", "eq", "ne", "lt", "le", "gt", "ge"),
-        *("select_n", "clamp", "convert_element_type", "reduce_precision", "nextafter", "add_any"),
-        *("shift_left", "shift_right_logical", "shift_right_arithmetic", "population_count"),
-        *("real", "imag", "complex", "conj", "threefry2x32", "broadcast_in_dim", "iota", "slice"),
-        *("dynamic_slice", "pad", "concatenate", "rev", "split", "zeros_like", "clz"),
-    )
-)
-_NEED_OPERANDS = frozenset(("gather", "update", "region", "linalg"))
-_WINDOWS = frozenset(
-    (
-        *("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"),
-        *("select_and_scatter", "select_and_scatter_add", "select_and_gather_add"),
-    )
-)
+
 _CHEAP_SIZE = 1  # elements of what may be broadcast for free
-
-
-def is_view(eqn: JaxprEqn) -> bool:
-    """Whether every result is its operand's bytes under another shape."""
-    name = eqn.primitive.name
-    if name in _VIEWS:
-        return len(eqn.invars) >= len(eqn.outvars)
-    if name == "convert_element_type":
-        return itemsize_of(eqn.invars[0]) == itemsize_of(eqn.outvars[0]) and (
-            eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype  # pyright: ignore
-        )
-    return name == "broadcast_in_dim" and elements(eqn.invars[0]) == elements(eqn.outvars[0])
-
-
-def is_elementwise(eqn: JaxprEqn) -> bool:
-    """Whether the equation can be computed inside its consumers."""
-    scatters = KINDS.get(eqn.primitive.name) == "update"
-    return eqn.primitive.name in _ELEMENTWISE or (scatters and kind_of(eqn) == "map")
-
-
-def elements(atom: Var | Literal) -> int:
-    """Elements of a value."""
-    return math.prod(shape_of(atom.aval))
-
-
-def itemsize_of(atom: Var | Literal) -> int:
-    """Bytes an element."""
-    return itemsize(atom.aval)
-
-
-class Nature(NamedTuple):
-    """What the rules ask of an equation, whatever its values: equal for equations alike.
-
-    Attributes:
-      view, elementwise: see ``is_view``, ``is_elementwise``.
-      kind: in ``KINDS``, if there.
-      needs_operands: whether its operands must lie in memory.
-    """
-
-    view: bool
-    elementwise: bool
-    kind: WorkKind | None
-    needs_operands: bool
-
-    @classmethod
-    def of(cls, eqn: JaxprEqn) -> Nature:
-        name, elementwise = eqn.primitive.name, is_elementwise(eqn)
-        whole = kind_of(eqn) in _NEED_OPERANDS or name in _WINDOWS
-        return cls(is_view(eqn), elementwise, KINDS.get(name), whole and not elementwise)
-
-
 _NOTHING = frozenset[Var]()
 
 
@@ -105,18 +28,21 @@ class FusionGraph:
     """One jaxpr. ``decide``, then ``count_reads``, fill its tables.
 
     Attributes:
-      nature: of an equation.
+      nature: of an equation. grouped: see ``fusion_borders``.
       roots: every view and what it is a view of.
       steps: all equations but views, and what each reads, views looked through.
       users: who uses each value, through views. cheap: values made of scalars and iota only.
       written: values in memory. charged: those whose writing their own equation pays.
       needed_for: for an unwritten value, the values in memory it is computed from.
       charged_for: those of them whose reading its consumer pays (a matmul pays for its own).
-      reads, softmaxes: see ``FusionBorders``. kernels: its ``sources``.
+      chains: for an unwritten value, the arithmetic that its consumers repeat for it.
+      operations: vector instructions of an elementwise value.
+      reads, softmaxes, beside: see ``FusionBorders``. kernels: its ``sources``.
     """
 
     jaxpr: Jaxpr
     nature: Callable[[JaxprEqn], Nature] = Nature.of
+    grouped: bool = True
     roots: dict[Var, Var] = field(default_factory=dict[Var, Var])
     steps: list[tuple[JaxprEqn, Nature, list[Var]]] = field(default_factory=list)
     users: dict[Var, list[JaxprEqn]] = field(default_factory=lambda: defaultdict(list))
@@ -128,6 +54,9 @@ class FusionGraph:
     kernels: dict[Var, tuple[Var, ...]] = field(default_factory=dict[Var, tuple[Var, ...]])
     cheap: set[Var] = field(default_factory=set[Var])
     softmaxes: dict[Var, Var] = field(default_factory=dict[Var, Var])
+    chains: dict[Var, frozenset[Var]] = field(default_factory=dict[Var, frozenset[Var]])
+    operations: dict[Var, float] = field(default_factory=dict[Var, float])
+    beside: dict[Var, float] = field(default_factory=dict[Var, float])
 
     def __post_init__(self) -> None:
         roots, users, cheap = self.roots, self.users, self.cheap
@@ -146,6 +75,8 @@ class FusionGraph:
                 users[source].append(eqn)
             # Iota, and whatever is made of scalars and cheap values only, without heavy work.
             if nature.elementwise:
+                for out in eqn.outvars if nature.weight else ():
+                    self.operations[out] = nature.weight * elements(out)
                 for source in sources:
                     if source not in cheap and elements(source) > _CHEAP_SIZE:
                         break
@@ -174,6 +105,7 @@ class FusionGraph:
                     written = not heavy and self._worth_keeping(out, reached)
                     if not written:
                         self.needed_for[out] = reached
+                        self.chains[out] = _NOTHING if out in moved else self._chain(sources, out)
                         self.charged_for[out] = (
                             _NOTHING if heavy else _behind(sources, self.charged_for)
                         )
@@ -260,20 +192,45 @@ class FusionGraph:
         """Charges every group's reads to the equation that ends it, and lists what it needs."""
         bound = (*self.jaxpr.invars, *[out for eqn in self.jaxpr.eqns for out in eqn.outvars])
         place = {var: at for at, var in enumerate((*self.jaxpr.constvars, *bound))}
-        written, charged = self.written, self.charged
+        written, charged, groups = self.written, self.charged, Groups(place)
         for eqn, nature, sources in self.steps:
             region, outs = nature.kind == "region", eqn.outvars
             if not outs:
                 continue
+            if nature.elementwise and elements(outs[0]) == 1:  # at hand as soon as its sources
+                place.update(dict.fromkeys(outs, max([place[v] for v in sources], default=0)))
             writes = not written.isdisjoint(outs)
             if region or writes:
                 needed = _behind(sources, self.needed_for)
                 self.kernels[outs[0]] = tuple(sorted(needed, key=place.__getitem__))
             if not region and (writes or not charged.isdisjoint(outs)):
-                self._count_reads_of(eqn)
+                at_hand = self._at_hand(groups, eqn, nature, sources) if self.grouped else set()
+                self._count_reads_of(eqn, at_hand)
 
-    def _count_reads_of(self, eqn: JaxprEqn) -> None:
-        seen: set[Var] = set()
+    def _at_hand(
+        self, groups: Groups, eqn: JaxprEqn, nature: Nature, sources: Sequence[Var]
+    ) -> set[Var]:
+        """What need not be read where an equation is computed; to be added to."""
+        outs = [out for out in eqn.outvars if out in self.written]
+        light = nature.elementwise and not self.charged.isdisjoint(outs)
+        if not light and not nature.reduces:
+            for out in outs:
+                groups.product(out)
+            return set()
+        through = max(map(elements, sources if nature.reduces else eqn.outvars), default=0)
+        needed, made = _behind(sources, self.needed_for), () if nature.reduces else outs
+        group = groups.light(groups.place[eqn.outvars[0]], made, needed, through)
+        if not group.at_hand:  # else it is hidden by what the kernel does already
+            total = sum([self.operations[var] for var in self._chain(sources)])
+            self.beside[eqn.outvars[0]] = total / max(1, *map(elements, eqn.invars))
+        group.at_hand.update(made)
+        return group.at_hand
+
+    def _chain(self, sources: Sequence[Var], *more: Var) -> frozenset[Var]:
+        found = [self.chains[var] for var in sources if var in self.chains]
+        return _NOTHING.union(*found, [var for var in more if var in self.operations])
+
+    def _count_reads_of(self, eqn: JaxprEqn, seen: set[Var]) -> None:
         for index, atom in enumerate(eqn.invars):
             if not isinstance(atom, Var) or not (own := aval_bytes(atom.aval)):
                 continue

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from autopar.cost_model.categories import Categories
 from autopar.cost_model.fusion import FusionBorders, fusion_borders
 from autopar.cost_model.liveness import Bodies, Walk, is_heavy
+from autopar.cost_model.on_chip import Pace, on_chip
 from autopar.cost_model.work import aval_bytes
 
 COPIES = "collective buffers"
@@ -47,10 +48,6 @@ what re-layouts put there."""
 
 SHORT_KERNELS = 6
 """Kernels that an operand waits, at most, while it is not worth writing (measured, v5e)."""
-
-HELD_RATIO = 20.0
-"""A value stays in on-chip memory while no more than so many times its own bytes are moved: XLA
-holds it there no longer than some multiple of the time that it would take to bring it back."""
 
 Bytes = NDArray[np.float64]
 Instants = NDArray[np.intp]
@@ -125,6 +122,7 @@ class Timeline:
         extra: Iterable[Extra] = (),
         vmem_bytes: float = 0,
         lasting: Lasting = MappingProxyType({}),
+        pace: Pace | None = None,
     ) -> Bytes:
         """Live bytes at every instant.
 
@@ -133,8 +131,9 @@ class Timeline:
           extra: further ``(start, end, bytes)``: copies in another layout, receive buffers.
           vmem_bytes: on-chip memory, for values that are soon read for the last time.
           lasting: buffers that live longer than their readers need, up to this instant.
+          pace: how time passes, if it is known; nothing is on the chip for long.
         """
-        return self._summed(*self._held(bytes_of, extra, vmem_bytes, lasting))
+        return self._summed(*self._held(bytes_of, extra, vmem_bytes, lasting, pace))
 
     def _held(
         self,
@@ -142,6 +141,7 @@ class Timeline:
         extra: Iterable[Extra],
         vmem_bytes: float,
         lasting: Lasting,
+        pace: Pace | None,
     ) -> tuple[Instants, Instants, Bytes]:
         """First and last instants of the buffers and the extra ones, and their device memory."""
         copies = np.array(list(extra), dtype=np.float64).reshape(-1, 3)
@@ -151,32 +151,9 @@ class Timeline:
             ends[self._places[var]] = max(ends[self._places[var]], lasting[var])
         sizes = np.concatenate((self.sizes(bytes_of), copies[:, 2]))
         if vmem_bytes:
-            sizes[self._on_chip(starts, ends, sizes, vmem_bytes)] = 0.0
+            last = self.instants - 1
+            sizes[on_chip(starts, ends, sizes, vmem_bytes, last, pace)] = 0.0
         return starts, ends, sizes
-
-    def _on_chip(
-        self, starts: Instants, ends: Instants, sizes: Bytes, room: float
-    ) -> NDArray[np.intp]:
-        """Places of the buffers that on-chip memory has room for, those that live shortest first.
-
-        What is there at the end of the step, results and inputs, lies in device memory.
-        """
-        last = self.instants - 1
-        moved = np.zeros(self.instants + 1)
-        np.add.at(moved, starts[ends < last] + 1, sizes[ends < last])
-        np.add.at(moved, ends[ends < last] + 1, sizes[ends < last])
-        moved = np.cumsum(moved)  # before each instant
-        between = np.where(ends > starts, moved[ends] - moved[starts + 1], 0.0)
-        fits = (ends < last) & (sizes > 0) & (sizes <= room) & (between <= HELD_RATIO * sizes)
-        (chosen,) = np.nonzero(fits)
-        left = np.full(self.instants, float(room))
-        placed: list[int] = []
-        for place in chosen[np.lexsort((sizes[chosen], ends[chosen] - starts[chosen]))].tolist():
-            span = left[starts[place] : ends[place] + 1]
-            if span.min() >= sizes[place]:
-                span -= sizes[place]
-                placed.append(place)
-        return np.array(placed, dtype=np.intp)
 
     def peak(
         self,
@@ -184,9 +161,10 @@ class Timeline:
         extra: Iterable[Extra] = (),
         vmem_bytes: float = 0,
         lasting: Lasting = MappingProxyType({}),
+        pace: Pace | None = None,
     ) -> tuple[int, int]:
         """``(instant, bytes)`` of the first moment at which the most bytes are live."""
-        live = self.profile(bytes_of, extra, vmem_bytes, lasting)
+        live = self.profile(bytes_of, extra, vmem_bytes, lasting, pace)
         instant = int(np.argmax(live))
         return instant, int(live[instant])
 
@@ -203,9 +181,10 @@ class Timeline:
         extra: Iterable[Extra] = (),
         vmem_bytes: float = 0,
         lasting: Lasting = MappingProxyType({}),
+        pace: Pace | None = None,
     ) -> dict[str, Bytes]:
         """``profile`` by category; every category is there, ``COPIES`` being what is extra."""
-        starts, ends, sizes = self._held(bytes_of, extra, vmem_bytes, lasting)
+        starts, ends, sizes = self._held(bytes_of, extra, vmem_bytes, lasting, pace)
         kinds = np.full(len(sizes), COPIES, dtype=object)
         kinds[: len(self.buffers)] = [buffer.category for buffer in self.buffers]
         return {

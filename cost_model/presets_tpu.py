@@ -8,6 +8,13 @@ from autopar.cost_model.hardware import Chip
 GIB = 2**30
 TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
 
+ISSUED = 0.16
+"""Share of the vector units' slots that XLA's kernels fill (the compiler's cycles, v5e)."""
+
+UNKNOWN_SHARE = 1.0
+"""The same where units take 16-bit elements too. Nobody has looked; by published runs of v6e and
+v7x it is more than ``ISSUED``."""
+
 _SLICES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))  # [G]
 _SLICES_3D = (
     *((1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8)),
@@ -30,6 +37,7 @@ def _tpu(
     copy: float = 0.83,  # [U] v6e
     tile: int = 128,
     vmem_mib: int = 0,
+    issued: float = ISSUED,
 ) -> Chip:
     """Units: TFLOP/s, GiB, GB/s. An f32 matmul is one bf16 pass, at HIGHEST six [B]."""
     return Chip(
@@ -39,7 +47,7 @@ def _tpu(
         f32_highest_flops=bf16 * TERA / 6,
         int8_flops=(int8 or bf16) * TERA,
         fp8_flops=(fp8 or bf16) * TERA,
-        vector_flops=vector * TERA,
+        vector_flops=vector * issued * TERA,
         hbm_bytes=hbm_gib * GIB,
         hbm_bandwidth=hbm * GIGA,
         host_bytes=int(host_gib * GIB),
@@ -161,6 +169,7 @@ TPUS: dict[str, Preset] = {
             host_gib=1536 / 8,  # [G] host of 8 chips
             pcie=32,  # [B]
             tile=256,  # [B] 256 x 256 systolic array
+            issued=UNKNOWN_SHARE,
             vmem_mib=112,  # [E] as v5e
         ),
         Torus(
@@ -189,6 +198,7 @@ TPUS: dict[str, Preset] = {
             host_gib=894 / 8,  # [G] 960 GB a VM of 4 chips
             pcie=16,  # [E] as v6e, shared by two dies
             tile=256,  # [E] as v6e
+            issued=UNKNOWN_SHARE,
         ),
         Torus(
             standard=_SLICES_3D,

@@ -19,7 +19,7 @@ from autopar.core.errors import PlanError
 from autopar.core.layout import Layout, show, to_spec
 from autopar.core.mesh import MeshSpec
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,8 @@ class Prediction:
       memory: bytes at the peak, by what they are for.
       peak_bytes: most bytes live at once; exact_peak_bytes: the same under ``backend="shard_map"``,
         where products whose results are scattered are not run piece by piece.
+      windowed_s: what such products take longer for it on TPUs, under ``backend="jit"``. It is in
+        none of the others.
     """
 
     step_s: float
@@ -157,6 +159,7 @@ class Prediction:
     memory: Mapping[str, int]
     collectives: tuple[CollectiveUse, ...]
     curve: MemoryCurve = MemoryCurve()
+    windowed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

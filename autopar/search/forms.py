@@ -72,17 +72,24 @@ class Forms:
         assert isinstance(target, Split), "a reduce-scatter splits a dimension"
         return target
 
+    def maker(self, index: int) -> int:
+        """The node that made a value, transpositions since looked through."""
+        nodes = self.graph.nodes
+        while index in self._sources and (
+            nodes[index].kind == "hub" or _is_transpose(nodes[index].eqn)
+        ):
+            index = self._sources[index]
+        return index
+
     def _made_by(self, index: int) -> tuple[JaxprEqn | None, bool]:
         """The equation that made a value, and whether it was transposed since.
 
         If so, what splits it by now may be a part of the same scattering.
         """
-        node, moved = self.graph.nodes[index], False
-        while index in self._sources and (node.kind == "hub" or _is_transpose(node.eqn)):
-            moved = moved or node.kind != "hub"
+        nodes, made = self.graph.nodes, self.maker(index)
+        while index != made and nodes[index].kind == "hub":
             index = self._sources[index]
-            node = self.graph.nodes[index]
-        return node.eqn, moved
+        return nodes[made].eqn, index != made
 
     @functools.cached_property
     def _sources(self) -> dict[int, int]:

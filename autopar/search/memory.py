@@ -25,6 +25,7 @@ from autopar.passes.trace import Step, source_name
 from autopar.search.copies import gradients, held_hubs, streamed_operands
 from autopar.search.domains import State
 from autopar.search.graph import Graph
+from autopar.search.kernel_times import KernelTimes
 from autopar.search.memory_curve import Less, Stacked, Unfolded
 from autopar.search.network import FORBIDDEN, Limit, Network
 from autopar.search.problem import Problem
@@ -58,7 +59,7 @@ class MemoryModel:
         away: Mapping[Var, float] = MappingProxyType({}),
     ) -> None:
         self.roles = tuple(roles)
-        self.fusion = fusion_borders(step.jaxpr.jaxpr, step.signatures)
+        self.fusion = fusion_borders(step.jaxpr.jaxpr, step.signatures, chip.bf16_dots)
         self.attention = (
             attention_kernels(step.jaxpr.jaxpr) if chip.attention_efficiency else NO_ATTENTION
         )
@@ -73,7 +74,7 @@ class MemoryModel:
         shares = {**dict.fromkeys(self.attention.scores, 0.0), **away}
         self.timeline: Timeline = self.whole.scaled(shares)
         top = step.jaxpr.jaxpr
-        self.vmem_bytes, self.usable_bytes = chip.vmem_bytes, chip.usable_bytes
+        self.chip, self.vmem_bytes, self.usable_bytes = chip, chip.vmem_bytes, chip.usable_bytes
         self.paths = dict(zip(top.invars, step.in_paths, strict=True))
         bodies = (top, *all_bodies(top.eqns))
         self.tiles = convolved(bodies) if chip.bf16_dots else {}
@@ -87,7 +88,8 @@ class MemoryModel:
         """What the program holds on one mesh."""
         parts = (self.timeline, self.held, self.streamed, problem)
         laid = (self.tiles, self.padding, self.fusion.softmaxes, self.waits)
-        return ProgramMemory(*parts, self.vmem_bytes, self.paths, self.gradients, *laid)
+        times = KernelTimes(self.timeline, self.fusion, self.chip) if self.vmem_bytes else None
+        return ProgramMemory(*parts, self.vmem_bytes, self.paths, self.gradients, *laid, times)
 
     def on(self, problem: Problem) -> MeshMemory:
         """The memory of one mesh's problem."""

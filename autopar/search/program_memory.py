@@ -10,11 +10,13 @@ from jax.extend.core import Var
 
 from autopar.core.layout import Layout, local_shape, shifted
 from autopar.cost_model.memory import Bytes, Extra, Timeline
+from autopar.cost_model.on_chip import Pace
 from autopar.cost_model.tiles import Minor, tiled_elements
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.search.copies import Gradient, Held, Streamed
 from autopar.search.domains import State
 from autopar.search.holding import Copies
+from autopar.search.kernel_times import KernelTimes
 from autopar.search.network import IntArray
 from autopar.search.problem import Problem
 
@@ -28,6 +30,7 @@ class ProgramMemory:
 
     Attributes:
       waits: whether gradients wait to be reduced (see ``holding``).
+      times: of the kernels, where there is on-chip memory.
     """
 
     timeline: Timeline
@@ -41,6 +44,7 @@ class ProgramMemory:
     padding: Mapping[Var, float]
     scores: Mapping[Var, Var]
     waits: bool
+    times: KernelTimes | None = None
     _tables: dict[object, IntArray] = field(default_factory=dict)
     _sizes: dict[object, int] = field(default_factory=dict)
 
@@ -48,7 +52,8 @@ class ProgramMemory:
         """Bytes at every instant; ``pieces``, ``waiting``: see ``Copies.of``."""
         bytes_of = self.bytes_of(states, pieces)
         moved = self._held_by_moves.of(states, bytes_of, pieces, waiting and self.waits)
-        return self.timeline.profile(bytes_of, moved.extra, self.vmem_bytes, moved.lasting)
+        laid = moved.extra, self.vmem_bytes, moved.lasting, self._pace(states)
+        return self.timeline.profile(bytes_of, *laid)
 
     def load(self, instant: int, states: Sequence[State]) -> int:
         """What the limit at an instant counts of a choice."""
@@ -63,7 +68,8 @@ class ProgramMemory:
         """Bytes at every instant, by category."""
         bytes_of = self.bytes_of(states)
         moved = self._held_by_moves.of(states, bytes_of, True, waiting and self.waits)
-        return self.timeline.stacked(bytes_of, moved.extra, self.vmem_bytes, moved.lasting)
+        laid = moved.extra, self.vmem_bytes, moved.lasting, self._pace(states)
+        return self.timeline.stacked(bytes_of, *laid)
 
     def weights(self, instant: int) -> dict[int, IntArray]:
         """Of each variable, the bytes at an instant in each of its states, copies left out."""
@@ -97,6 +103,9 @@ class ProgramMemory:
     def copies(self, states: Sequence[State]) -> Iterable[Extra]:
         """All other copies."""
         return self._held_by_moves.copies(states)
+
+    def _pace(self, states: Sequence[State]) -> Pace | None:
+        return None if self.times is None else self.times.of(self.problem, states)
 
     @property
     def _held_by_moves(self) -> Copies:

@@ -28,6 +28,7 @@ from autopar.search.memory import MemoryModel
 from autopar.search.network import TICK_S
 from autopar.search.problem import Problem
 from autopar.search.tasks import tasks
+from autopar.search.windows import windowed_s
 
 _text = functools.cache(str)
 """Of a dtype: NumPy takes its time, and there are few."""
@@ -161,6 +162,7 @@ def prediction(
         memory=held.breakdown(),
         collectives=moved,
         curve=held.curve(),
+        windowed_s=windowed_s(depth, cluster, problem, states) if model.program.waits else 0.0,
     )
 
 

@@ -36,18 +36,34 @@ def check(
     if backend not in BACKENDS:
         raise OptionError(f"backend={backend!r} is not offered; choose one of cpu, tpu")
     cluster = Cluster.from_dict(plan.cluster)
-    traced = trace(step, *args, donate=donate)
-    if backend == "tpu":
-        devices = topology_devices(cluster)
-        bound = PlannedStep(traced, plan, devices, lowering)
-        with compiler_environment():
-            compiled = bound.call.lower(*_abstract(args)).compile()
-        return report_of(plan, cluster, compiled, backend, lowering, None)
-    bound = PlannedStep(traced, plan, None, lowering)
-    compiled = bound.call.lower(*_abstract(args)).compile()
+    bound = _bound(step, plan, args, donate, lowering, cluster if backend == "tpu" else None)
+    with compiler_environment():
+        compiled = bound.call.lower(*_abstract(args)).compile()
     concrete = all(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(args))
-    numerics = compare(step, bound, args) if concrete else None
+    numerics = compare(step, bound, args) if concrete and backend == "cpu" else None
     return report_of(plan, cluster, compiled, backend, lowering, numerics)
+
+
+def lowered(
+    step: Callable[..., Any], plan: Plan, args: tuple[Any, ...], lowering: str
+) -> jax.stages.Lowered:
+    """What the compiler of the plan's own TPU slice is given."""
+    bound = _bound(step, plan, args, (0,), lowering, Cluster.from_dict(plan.cluster))
+    with compiler_environment():
+        return bound.call.lower(*_abstract(args))
+
+
+def _bound(
+    step: Callable[..., Any],
+    plan: Plan,
+    args: tuple[Any, ...],
+    donate: Sequence[int],
+    lowering: str,
+    tpu: Cluster | None,
+) -> PlannedStep:
+    """The step on the devices of a TPU slice, or of this process."""
+    devices = None if tpu is None else topology_devices(tpu)
+    return PlannedStep(trace(step, *args, donate=donate), plan, devices, lowering)
 
 
 def _abstract(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -67,7 +83,10 @@ def report_of(
 ) -> Report:
     """What ``plan`` predicts beside ``compiled``: ``jax.stages.Compiled``, or what reads as one."""
     program = read_program(compiled.as_text(), plan.mesh)
-    cycles = program.cycles if backend == "tpu" else None
+
+    def seconds(cycles: int | None) -> float | None:
+        return None if cycles is None else cycles / clock_hz(cluster)
+
     return Report(
         target=str(cluster),
         mesh=str(plan.mesh),
@@ -86,7 +105,9 @@ def report_of(
             tpu=lowering if backend == "tpu" else None,
         ),
         compiled=compiled_traffic(program.collectives),
-        predicted_compute_s=plan.predicted.compute_s,
-        compiled_compute_s=None if cycles is None else cycles / clock_hz(cluster),
+        predicted_compute_s=plan.predicted.compute_s
+        + (plan.predicted.windowed_s if (backend, lowering) == ("tpu", "jit") else 0.0),
+        compiled_compute_s=seconds(program.cycles),
+        compiled_products_s=seconds(program.product_cycles),
         numerics=numerics,
     )

@@ -33,6 +33,7 @@ _OPCODES = {
 }
 _WINDOWED = re.compile(r"windowed_dot_general_body_(ag|rs)")
 _WINDOWS = {"ag": "all-gather", "rs": "reduce-scatter"}
+_PRODUCTS = frozenset(("convolution", "dot"))
 _NAME = r'op_name="([^"]*)"'
 _CYCLES = r'"estimated_cycles":"(\d+)"'
 
@@ -60,10 +61,16 @@ class Collective:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A compiled program: its collectives, and the cycles of its kernels, if it says."""
+    """A compiled program.
+
+    Attributes:
+      cycles: of its kernels but for collectives, if it says; ``product_cycles``: of those that hold
+        a matrix product or a convolution (XLA:TPU writes both as ``convolution``).
+    """
 
     collectives: tuple[Collective, ...]
     cycles: int | None
+    product_cycles: int | None
 
 
 def wire_bytes(kind: str, payload: float, size: int) -> float:
@@ -77,7 +84,7 @@ def read_program(text: str, mesh: MeshSpec) -> Program:
     """Reads the text of a compiled program that runs on the devices of ``mesh``, row-major."""
     module = parse(text)
     found: dict[object, Collective] = {}
-    cycles: list[int] = []
+    cycles, of_products = list[int](), list[int]()
     for computation, loop, trips, fused in _walk(module, module.entry, _TOP, 1, False):
         for one in module.computations[computation]:
             kind = _OPCODES.get(one.opcode)
@@ -92,7 +99,9 @@ def read_program(text: str, mesh: MeshSpec) -> Program:
                 spent = one.integer(_CYCLES)
                 if spent is not None:
                     cycles.append(spent * trips)
-    return Program(tuple(found.values()), sum(cycles) if cycles else None)
+                    of_products += cycles[-1:] if module.holds(one, _PRODUCTS) else []
+    totals = (sum(cycles), sum(of_products)) if cycles else (None, None)
+    return Program(tuple(found.values()), *totals)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,6 +74,11 @@ class Module:
     def named(self, computation: str) -> Mapping[str, Instruction]:
         """The instructions of a computation by name."""
         return {i.name: i for i in self.computations.get(computation, ())}
+
+    def holds(self, one: Instruction, opcodes: Collection[str]) -> bool:
+        """Whether an instruction is, or calls, one of these."""
+        inner = (i for name in one.called for i in self.computations.get(name, ()))
+        return one.opcode in opcodes or any(self.holds(i, opcodes) for i in inner)
 
     def trips(self, loop: Instruction) -> int:
         """How often a ``while`` runs its body; 1 if that depends on data.

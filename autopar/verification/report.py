@@ -44,7 +44,7 @@ class Report:
       compiled_peak_bytes: arguments, results and the most temporaries live at once.
       available_bytes: memory of the chip.
       compiled_compute_s: the compiler's cycle estimates of all kernels but collectives; ``None``
-        where it gives none.
+        where it gives none. compiled_products_s: of those of them that hold a matrix product.
       numerics: where the step was run.
     """
 
@@ -59,6 +59,7 @@ class Report:
     compiled: tuple[Traffic, ...]
     predicted_compute_s: float
     compiled_compute_s: float | None
+    compiled_products_s: float | None = None
     numerics: Numerics | None = None
 
     @property
@@ -77,6 +78,12 @@ class Report:
         return _error(self.predicted_compute_s, self.compiled_compute_s or 0)
 
     @property
+    def products_share(self) -> float | None:
+        """Share of the compiled compute that is in kernels that hold a matrix product."""
+        products, whole = self.compiled_products_s, self.compiled_compute_s
+        return products / whole if whole and products is not None else None
+
+    @property
     def fits(self) -> bool:
         """Whether the compiled program fits the chip."""
         return self.compiled_peak_bytes <= self.available_bytes
@@ -88,6 +95,7 @@ class Report:
             "peak_error": self.peak_error,
             "wire_error": self.wire_error,
             "compute_error": self.compute_error,
+            "products_share": self.products_share,
             "fits": self.fits,
         }
 

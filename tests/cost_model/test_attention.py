@@ -29,18 +29,18 @@ def charges(causal: bool) -> list[Charges]:
     kernels, borders = attention_kernels(jaxpr), fusion_borders(jaxpr)
     found: list[Charges] = []
     for eqn in jaxpr.eqns:
-        reads, writes, share = kernels.of(eqn, *borders.of(eqn))
+        reads, writes, beside, share = kernels.of(eqn, *borders.of(eqn))
         assert not any(w for v, w in zip(eqn.outvars, writes, strict=True) if v.aval.size > 2**12)
         if eqn.primitive.name == "dot_general":
-            found.append((reads, writes, share))
+            found.append((reads, writes, beside, share))
     return found
 
 
 @pytest.mark.parametrize(("causal", "share"), [(False, 1.0), (True, 0.5)])
 def test_scores_stay_on_the_chip(causal: bool, share: float) -> None:
     first, second = charges(causal)
-    assert first == ((1.0, 1.0), (False,), share)
-    assert second[1:] == ((True,), share)
+    assert first == ((1.0, 1.0), (False,), 0.0, share)
+    assert second[1:] == ((True,), 0.0, share)
     assert 0.0 in second[0]
 
 

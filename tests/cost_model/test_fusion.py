@@ -10,6 +10,7 @@ from jax.extend.core import Jaxpr
 
 from autopar.cost_model import FusionBorders, fusion_borders
 from autopar.cost_model.fusion_graph import LONGEST_ROW
+from autopar.cost_model.work import VECTOR_WEIGHTS
 from autopar.passes.simplify import simplify
 
 
@@ -55,6 +56,34 @@ def test_what_two_operands_share_is_read_once() -> None:
     assert reads(lambda x: jnp.exp(x) + jnp.sin(x), f32(8, 8)) == {"add": (1.0, 0.0)}
 
 
+def test_a_reduction_joins_the_kernel_that_makes_what_it_reduces() -> None:
+    def softmax(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scores = x @ w
+        return scores, jnp.exp(scores - scores.max(-1, keepdims=True)).sum(-1)
+
+    found = reads(softmax, f32(64, 32), f32(32, 5000))
+    assert "reduce_max" not in found
+    assert found["reduce_sum"][0] > 0  # needs whole rows first: a pass of its own
+    jaxpr, borders = analyse(softmax, f32(64, 32), f32(32, 5000))
+    (total,) = [e for e in jaxpr.eqns if e.primitive.name == "reduce_sum"]
+    weights = VECTOR_WEIGHTS["exp"] + 1  # and the subtraction
+    assert borders.beside[total.outvars[0]] == weights
+
+
+def test_an_update_reads_what_its_parts_share_once() -> None:
+    def adam(p: jax.Array, m: jax.Array, n: jax.Array, g: jax.Array, count: jax.Array) -> object:
+        count = count + 1
+        m, n = 0.9 * m + g, 0.9 * n + g * g
+        return p - m / (jnp.sqrt(n) + 1e-8) / (1 - 0.9**count), m, n, count
+
+    jaxpr, borders = analyse(adam, *[f32(64, 32)] * 4, f32())
+    whole = [e for e in jaxpr.eqns if e.outvars[0].aval.shape and e.outvars[0] in borders.writes]
+    assert len(whole) == 3
+    assert sum(sum(borders.reads_of(eqn)) for eqn in whole) == pytest.approx(
+        4, rel=1e-3
+    )  # p, m, n, g
+
+
 def test_bias_and_activation_join_the_matmul() -> None:
     def fn(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.tanh(x @ w + b)
@@ -63,7 +92,10 @@ def test_bias_and_activation_join_the_matmul() -> None:
     assert written(fn, *args) == ["tanh"]
     jaxpr, borders = analyse(fn, *args)
     dot = jaxpr.eqns[0]
-    assert borders.of(dot) == ((1.0, 1.0), (True,))  # pays for its operands and the chain's result
+    assert borders.of(dot)[:2] == (
+        (1.0, 1.0),
+        (True,),
+    )  # pays for its operands and the chain's result
     last = jaxpr.eqns[-1]
     assert borders.writes_of(last) == (False,)
     assert set(borders.sources[last.outvars[0]]) == set(jaxpr.invars)
@@ -190,7 +222,7 @@ def test_bodies_are_analysed_too() -> None:
 
     jaxpr, borders = analyse(fn, f32(8, 8), f32(3, 8, 8))
     (scan,) = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
-    assert borders.of(scan) == ((0.0,) * len(scan.invars), (True,) * len(scan.outvars))
+    assert borders.of(scan) == ((0.0,) * len(scan.invars), (True,) * len(scan.outvars), 0.0)
     body = scan.params["jaxpr"].jaxpr
     assert [e.primitive.name for e in body.eqns if e.outvars[0] in borders.writes] == ["add"]
 

@@ -11,6 +11,7 @@ from jax import lax
 
 from autopar.cost_model import CATEGORIES, Timeline, liveness
 from autopar.cost_model.memory import COPIES
+from autopar.cost_model.on_chip import Pace
 from autopar.cost_model.work import aval_bytes
 from autopar.passes.trace import trace
 
@@ -267,6 +268,22 @@ def test_what_is_soon_read_for_the_last_time_stays_on_the_chip() -> None:
     # A product of x is read at once. By the time `kept` is, far more than its bytes have moved.
     assert live[6] - spared[6] == 2 * sizes[line.buffers[-1].var] == 2 * 64 * 64 * 4
     assert (line.profile(sizes, vmem_bytes=64 * 64 * 4) > spared).any()  # one of the two
+
+
+def test_nothing_waits_long_on_the_chip() -> None:
+    def fn(x, y):
+        kept = x @ x
+        return (kept @ ((y @ y) @ y)) @ y
+
+    line = timeline(fn, SHAPE, SHAPE)
+    sizes = line.global_bytes()
+    free, quick, slow = (
+        line.profile(sizes, vmem_bytes=1e9, pace=pace)
+        for pace in (None, *(Pace(np.full(line.instants, s), 1.0) for s in (0.1, 2.0)))
+    )
+    assert (free == quick).all()
+    # `kept` waits for one kernel: all others are read by the next.
+    assert (slow - free).max() == sizes[line.buffers[-1].var] == 4 * 16 * 16
 
 
 def test_every_equation_has_an_instant_and_every_use_is_inside() -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import autopar
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster, Resharder
 from autopar.models import preset
@@ -19,6 +20,7 @@ from autopar.search.memory import MemoryModel, MeshMemory
 from autopar.search.operations import operations
 from autopar.search.roles import roles
 from autopar.search.solve import solve
+from autopar.search.windows import COPYING, SUMMING, WRITING
 
 CLUSTER = Cluster.preset("tpu-v5e", (2, 4))
 WIDTH, ROWS, LAYERS = 64, 8192, 3
@@ -73,6 +75,19 @@ def test_windowed_products_hold_two_parts_of_their_results() -> None:
     part = 4 * WIDTH * WIDTH / 8
     assert [size for *_, size in found.extra].count(WINDOW_PARTS * part) == LAYERS
     assert 4 * WIDTH * WIDTH not in waiting(memory, states, pieces=True)
+
+
+@pytest.mark.parametrize(("name", "windows"), [("fsdp", LAYERS), ("data", 0)])
+def test_windowed_products_copy_an_operand_and_add_up_pieces(name: str, windows: int) -> None:
+    state = ([jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32)] * LAYERS,) * 3
+    args = (state, jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32))
+    plan = autopar.plan(train, *args, cluster=CLUSTER, mesh=8, search=name)
+    operand, result = 4 * ROWS * WIDTH / 8, 4 * WIDTH * WIDTH
+    chip = CLUSTER.chip
+    least = (COPYING * operand + SUMMING * result) / (chip.hbm_bandwidth * chip.hbm_efficiency)
+    written = WRITING * operand / (chip.hbm_bandwidth * chip.hbm_efficiency)
+    found = plan.predicted.windowed_s
+    assert windows * least <= found * (1 + 1e-9) <= windows * (least + written) * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(("name", "pieces"), [("fsdp", False), ("data", True), ("data", False)])

@@ -85,6 +85,10 @@ WINDOWED = """
   ROOT %lt = pred[] compare(%i, %n), direction=LT
 }
 
+%f (a: f32[4]) -> f32[4] {
+  ROOT %c = f32[4] convolution(%a, %a), dim_labels=bf_io->bf
+}
+
 %wide.windowed_dot_general_body_rs.clone (s: (u32[], f32[4])) -> (u32[], f32[4]) {
   %i.1 = u32[] get-tuple-element(%s), index=0
   %two = u32[] constant(2)
@@ -105,6 +109,7 @@ def test_a_windowed_loop_is_a_reduce_scatter_and_runs_as_its_counter_says():
         "%half = f32[4] get-tuple-element(%w), index=1",
         "%last = f32[4] collective-permute(%half), channel_id=9, "
         "source_target_pairs={{0,1},{1,2},{2,3},{3,0}}",
+        '%light = f32[4] copy(%half), backend_config={"estimated_cycles":"3"}',
         others=WINDOWED,
     )
     found = read_program(text, DATA4)
@@ -112,7 +117,8 @@ def test_a_windowed_loop_is_a_reduce_scatter_and_runs_as_its_counter_says():
         ("reduce-scatter", "collective-permute", 1, 16),
         ("reduce-scatter", "collective-permute", 4, 16),
     ]
-    assert found.cycles == 40
+    assert found.cycles == 43
+    assert found.product_cycles == 40
 
 
 HIDING = """
