@@ -56,12 +56,11 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
         with contextlib.suppress(InfeasibleError):
             plans.append(_sharded(prepared, options)[1])
     if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):
-        whole = prepared.plain()
-        start = Start.of(whole, planner.unfolded(prepared, best, whole), free, free, options)
+        start = Start.of(prepared, best, free, free, options)
         plans += start.plans(plans)
         deadline = began + options.time_limit_s
         if free.mesh.device_count > 1:
-            plans += _between(prepared, whole, free, plans, options, deadline)
+            plans += _between(prepared, free, plans, options, deadline)
         if not plans:
             plans.append(_last(prepared, free, options, start))
     fastest = min(plans, key=lambda plan: plan.solver.objective_s)
@@ -93,7 +92,6 @@ def _last(prepared: Prepared, free: Plan, options: Options, start: Start) -> Pla
 
 def _between(
     prepared: Prepared,
-    whole: Prepared,
     free: Plan,
     plans: list[Plan],
     options: Options,
@@ -101,8 +99,7 @@ def _between(
 ) -> list[Plan]:
     """Plans that shard more than ``free``, and leave less to recompute.
 
-    A limit under which sharding alone is no faster than the best plan known is too low. ``whole``:
-    what is prepared with no layers folded.
+    A limit under which sharding alone is no faster than the best plan known is too low.
     """
     budget = options.memory_bytes or prepared.cluster.chip.usable_bytes
     low, high = budget, free.predicted.peak_bytes
@@ -116,15 +113,14 @@ def _between(
         options.progress(f"sharding for {format_bytes(limit)}, then storage")
         given = dataclasses.replace(options, memory_bytes=limit, time_limit_s=left)
         try:
-            found_there, layouts = _sharded(prepared, given)
+            there, layouts = _sharded(prepared, given)
         except InfeasibleError:
             low = limit
             continue
         more: list[Plan] = []
         if layouts.solver.objective_s < best:
             given = dataclasses.replace(options, time_limit_s=max(1.0, deadline - time.monotonic()))
-            there = planner.unfolded(prepared, found_there, whole)
-            more = Start.of(whole, there, layouts, free, given).plans([*plans, *found])
+            more = Start.of(prepared, there, layouts, free, given).plans([*plans, *found])
         found += more
         if min((plan.solver.objective_s for plan in more), default=math.inf) < best:
             high = limit

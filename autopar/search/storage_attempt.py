@@ -69,7 +69,7 @@ class Attempt:
         program = prepared.step.rematerialised(names)
         stacks = stacks_of(program, model.values, choice.away)
         rests = state.away(away, tuple(stacks))
-        again = Prepared.of(program, prepared.cluster, options, rests)
+        again = Prepared.folded(program, prepared.cluster, options, rests)
         found = None
         try:
             found = planner.best(again, options, last_resort=False)

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from functools import cached_property
 from autopar.core.errors import InfeasibleError
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, format_bytes
+from autopar.passes.fold import NotFoldable
 from autopar.passes.trace import Step
 from autopar.search import planner
 from autopar.search.memory import heaviest
@@ -53,17 +55,17 @@ class Start:
     """One program under the layouts of one plan.
 
     Attributes:
-      layouts: the plan, whose mesh is kept. least_s: no plan that recomputes nothing is faster.
+      layouts: the plan, whose mesh is kept. found: what was written out as it.
+      least_s: no plan that recomputes nothing is faster.
       budget: bytes a device.
-      model: the choices there are.
     """
 
     prepared: Prepared
     options: Options
     layouts: Plan
+    found: Candidate
     least_s: float
     budget: int
-    model: StorageModel
 
     @classmethod
     def of(
@@ -73,8 +75,25 @@ class Start:
         as it. ``free``: the best plan without a limit.
         """
         budget = options.memory_bytes or prepared.cluster.chip.usable_bytes
-        model = StorageModel.of(prepared, found, layouts, options.remat == "auto")
-        return cls(prepared, options, layouts, free.solver.bound_s, budget, model)
+        return cls(prepared, options, layouts, found, free.solver.bound_s, budget)
+
+    @cached_property
+    def model(self) -> StorageModel:
+        """The choices there are, as long as no state is on the host."""
+        with contextlib.suppress(NotFoldable):
+            return self._model(self.prepared, self.found)
+        return self.whole
+
+    @cached_property
+    def whole(self) -> StorageModel:
+        """The same with no layers folded."""
+        plain = self.prepared.plain()
+        if plain is self.prepared:
+            return self.model
+        return self._model(plain, planner.unfolded(self.prepared, self.found, plain))
+
+    def _model(self, prepared: Prepared, found: Candidate) -> StorageModel:
+        return StorageModel.of(prepared, found, self.layouts, self.options.remat == "auto")
 
     @property
     def step(self) -> Step:
@@ -100,7 +119,12 @@ class Start:
     @cached_property
     def state(self) -> HostState:
         """What of the step's state may rest on the host."""
-        return HostState.of(self.step, self.layouts, self.cluster.chip, self.options)
+        return HostState(self.step, self.layouts, self.cluster.chip, self.options)
+
+    def _without(self, away: Sequence[Movable]) -> StorageModel:
+        """The choices there are with this state on the host."""
+        shares = self.step.shares([part.position for part in away])
+        return self.whole.lighter(shares) if shares else self.model
 
     def _link(self, away: Sequence[Movable]) -> Link:
         """What stacks may go over to the host, beside this state; ``NO_LINK``: nothing goes."""
@@ -115,7 +139,7 @@ class Start:
         Choices are tried as long as the next promises to be faster. All share the time limit.
         ``away`` rests on the host; it may be all that it takes.
         """
-        model = self.model.lighter(self.step.shares([part.position for part in away]))
+        model = self._without(away)
         room = Room(float(self.budget), self.budget - self.model.unseen(self.layouts))
         deadline = time.monotonic() + self.options.time_limit_s
         best: Attempt | None = None
@@ -176,7 +200,7 @@ class Start:
         parts, room = self.state.fitting, self.budget - self.model.unseen(self.layouts)
         ranked: list[tuple[float, int, tuple[Movable, ...]]] = []
         for away in ((), *amounts(parts)):
-            lighter = self.model.lighter(self.step.shares([part.position for part in away]))
+            lighter = self._without(away)
             choice = choose(lighter.values, lighter.base, room, self._link(away))
             if choice is not None and (away or choice.away):
                 seconds = choice.seconds + sum(part.seconds for part in away)
@@ -207,10 +231,9 @@ class Start:
 
         ``known``: the same of plans that recompute nothing.
         """
-        state, model = self.state, self.model
-        away = [part.position for part in state.fitting]
-        base = model.lighter(self.step.shares(away)).base
-        choice = lightest(model.values, base, self._link(state.fitting))
+        state = self.state
+        model = self._without(state.fitting)
+        choice = lightest(model.values, model.base, self._link(state.fitting))
         names = dropped_names(model.values, model.bodies, choice.recomputed)
         program = self.step.rematerialised(names)
         stacks = stacks_of(program, model.values, choice.away)
