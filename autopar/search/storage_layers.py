@@ -57,11 +57,11 @@ class Row:
         Raises:
           NotFoldable: there is none.
         """
-        if self.stack < 0 or viewer.stack < 0:
-            if len(self.own) > 1:
+        if min(self.stack, viewer.stack) < 0 or viewer.layer not in self.places:
+            if len(self.own) > 1 or (len(viewer.own) > 1 and self.stack >= 0):
                 raise NotFoldable
             return self.positions[self.own[0]]
-        if viewer.stack != self.stack or viewer.layer not in self.places:
+        if viewer.stack != self.stack:
             raise NotFoldable
         away = self.places[self.layer] - self.places[viewer.layer]
         place = self.layers.index(layer) + away if layer in self.layers else -1
