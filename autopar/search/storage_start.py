@@ -161,7 +161,8 @@ class Start:
         if best is None:
             return None
         plan = best.plan(model, away, self.model.windows)
-        return plan and self._bounded(plan, choice)
+        last = choose(model.values, model.base, room.whole, link)
+        return plan and self._bounded(plan, last)
 
     def _choice(self, model: StorageModel, room: Room, link: Link) -> Choice:
         found = choose(model.values, model.base, room.next, link)
@@ -173,13 +174,13 @@ class Start:
         """
         return 0.0 if self.model.windows else self.layouts.solver.objective_s + choice.seconds
 
-    def _bounded(self, plan: Plan, last: Choice) -> Plan:
+    def _bounded(self, plan: Plan, last: Choice | None) -> Plan:
         """What is proven of the plan. On one device there is nothing to choose but storage: the
-        bound is that of the last program, which has the room that the simulations left it. On
+        bound is that of the ``last`` program, which has the room that the simulations left it. On
         several it is that of a step without a limit. Of loops and links nothing is proven.
         """
         alone = self.layouts.mesh.device_count == 1
-        bound = self.least_s + (last.bound if alone else self.model.gain_s)
+        bound = self.least_s + (last.bound if alone and last else self.model.gain_s)
         cost, status = plan.solver.objective_s, "feasible"
         if self.model.windows or plan.offloaded:
             bound = self.least_s

@@ -252,6 +252,12 @@ def test_the_next_choice_has_what_the_last_one_left_or_half_of_what_is_between()
     assert room.next == 92.0
 
 
+def test_a_choice_that_fits_leaves_the_next_somewhat_less_than_it_left_free() -> None:
+    room = Room(budget=100.0, next=100.0)
+    room.learn(Choice((), (), (), 0.0, 0.0, 98.0), needed=50.0)
+    assert 98.0 < room.next < room.whole == 148.0
+
+
 def test_a_budget_below_the_least_names_what_fills_it() -> None:
     with pytest.raises(
         InfeasibleError, match=r"least found on mesh .* needs .*above all for \w+ \("
