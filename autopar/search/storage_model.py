@@ -18,7 +18,7 @@ from autopar.search import record
 from autopar.search.depth import Depth
 from autopar.search.domains import State
 from autopar.search.memory import MemoryModel
-from autopar.search.memory_curve import Unfolded
+from autopar.search.memory_curve import Less, Unfolded
 from autopar.search.plan_prices import PlanPrices
 from autopar.search.planner import Candidate
 from autopar.search.prepared import Prepared
@@ -83,42 +83,40 @@ class StorageModel:
                 *(depth.step.jaxpr, depth.fusion, depth.memory.whole),
                 *(prices.seconds, prices.bytes_of, chip.hbm_bandwidth, streams),
             )
-        chosen = {var for one in (*values, *bodies) for var in one.buffers}
+        counted = _Counted(prices, _buffers(values, bodies), attached, chip.vmem_bytes)
+        full, rest = counted.of(depth.memory, memory.program, states)
+        if depth.fold is not None:
+            others = [
+                counted.of(one.memory, less.program, less.states(states))
+                for one, less in zip(depth.shorter, memory.less, strict=True)
+            ]
+            return cls._unrolled(depth, memory.less, values, bodies, ((full, rest), *others))
+        windows = {b.name: b.trips * _seconds(b, prices) for b in bodies if b.span}
+        peak = float(full.profile().max())
+        return cls(values, bodies, np.zeros(0), peak, windows, rest).lighter({})
 
-        def held(
-            model: MemoryModel, program: ProgramMemory, states: Sequence[State]
-        ) -> tuple[Rest, Rest]:
-            """All that is there, and what of it is no choice."""
-            sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in model.whole.buffers}
-            copies, more = list(program.copies(states)), list(program.streams(states))
-            rest = {var: 0 if var in chosen else size for var, size in sizes.items()}
-            fixed = (*copies, *(extra for var, extra in more if var not in attached))
-            every = (*copies, *(extra for _, extra in more))
-            return (
-                Rest(model.whole, sizes, every, chip.vmem_bytes),
-                Rest(model.whole, rest, fixed, chip.vmem_bytes),
-            )
-
-        full, rest = held(depth.memory, memory.program, states)
-        if depth.fold is None:
-            windows = {b.name: b.trips * _seconds(b, prices) for b in bodies if b.span}
-            peak = float(full.profile().max())
-            return cls(values, bodies, np.zeros(0), peak, windows, rest).lighter({})
-        if any(body.span for body in bodies):
+    @classmethod
+    def _unrolled(
+        cls,
+        depth: Depth,
+        less: tuple[Less, ...],
+        values: Sequence[Value],
+        bodies: Sequence[Body],
+        held: Sequence[tuple[Rest, Rest]],
+    ) -> StorageModel:
+        """Of the whole step. ``held``: by the folded program, then by those with a layer less."""
+        if depth.fold is None or any(body.span for body in bodies):
             raise NotFoldable  # loops within layers
-        others = [
-            held(one.memory, less.program, less.states(states))
-            for one, less in zip(depth.shorter, memory.less, strict=True)
-        ]
-        unfolded = Unfolded.of(memory.program.timeline.instants, memory.less)
-        unrolled = Unrolled(depth.whole, depth.fold, depth.memory.whole, unfolded)
-        peak, base = (
-            unfolded.parts({"": own.profile()}, [{"": other[i].profile()} for other in others])[""]
-            for i, own in enumerate((full, rest))
+        timeline = depth.memory.whole
+        unfolded = Unfolded.of(timeline.instants, less)
+        full, base = (
+            unfolded.parts({"": own.profile()}, [{"": other.profile()} for other in others])[""]
+            for own, *others in zip(*held, strict=True)
         )
+        unrolled = Unrolled(depth.whole, depth.fold, timeline, unfolded)
         every = unrolled.values(values)
         whole = tuple(map(unrolled.body, bodies))
-        return cls(every, whole, _with_forward(base, every), float(peak.max()), {}, None)
+        return cls(every, whole, _with_forward(base, every), float(full.max()), {}, None)
 
     @property
     def gain_s(self) -> float:
@@ -138,6 +136,35 @@ class StorageModel:
     def unseen(self, plan: Plan) -> float:
         """Bytes of the plan's peak that this model leaves out."""
         return max(0.0, plan.predicted.peak_bytes - self.peak)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What programs hold. ``chosen``: what choices hold; ``attached``: streams that go with it."""
+
+    prices: PlanPrices
+    chosen: frozenset[Var]
+    attached: frozenset[Var]
+    vmem_bytes: int
+
+    def of(
+        self, model: MemoryModel, program: ProgramMemory, states: Sequence[State]
+    ) -> tuple[Rest, Rest]:
+        """All that is there, and what of it is no choice."""
+        timeline = model.whole
+        sizes = {buffer.var: self.prices.bytes_of(buffer.var) for buffer in timeline.buffers}
+        rest = {var: 0 if var in self.chosen else size for var, size in sizes.items()}
+        copies, streams = list(program.copies(states)), list(program.streams(states))
+        every = (*copies, *(extra for _, extra in streams))
+        fixed = (*copies, *(extra for var, extra in streams if var not in self.attached))
+        return (
+            Rest(timeline, sizes, every, self.vmem_bytes),
+            Rest(timeline, rest, fixed, self.vmem_bytes),
+        )
+
+
+def _buffers(values: Sequence[Value], bodies: Sequence[Body]) -> frozenset[Var]:
+    return frozenset(var for one in (*values, *bodies) for var in one.buffers)
 
 
 def _of_part(depth: Depth, plan: Plan, states: Sequence[State]) -> Plan:

@@ -108,7 +108,7 @@ class Start:
     def plans(self, known: Sequence[Plan]) -> list[Plan]:
         """What is found, of plans that may be faster than the ``known`` ones."""
         self.options.progress("choosing what to recompute")
-        found = self._rematerialised()
+        found = self.rematerialised()
         plans = [] if found is None else [found]
         if self._may_pay([*known, *plans]) and self._link(()) is not NO_LINK:
             self.options.progress("choosing what to keep on the host")
@@ -133,7 +133,7 @@ class Start:
         room = self.state.room - sum(part.bytes for part in away)
         return Link(self.cluster.chip.host_bandwidth, max(0, room), self.model.windows)
 
-    def _rematerialised(self, away: Sequence[Movable] = (), link: Link = NO_LINK) -> Plan | None:
+    def rematerialised(self, away: Sequence[Movable] = (), link: Link = NO_LINK) -> Plan | None:
         """The fastest plan found that recomputes something, on the mesh of ``layouts``, or none.
 
         Choices are tried as long as the next promises to be faster. All share the time limit.
@@ -163,6 +163,11 @@ class Start:
         plan = best.plan(model, away, self.model.windows)
         last = choose(model.values, model.base, room.whole, link)
         return plan and self._bounded(plan, last)
+
+    def first_needs(self) -> float:
+        """Bytes that the fastest choice takes, about."""
+        choice = choose(self.model.values, self.model.base, self.budget)
+        return choice.peak if choice else float(self.budget)
 
     def _choice(self, model: StorageModel, room: Room, link: Link) -> Choice:
         found = choose(model.values, model.base, room.next, link)
@@ -207,7 +212,7 @@ class Start:
                 seconds = choice.seconds + sum(part.seconds for part in away)
                 ranked.append((seconds, len(away), away))
         for away in dict.fromkeys((*(away for _, _, away in sorted(ranked)[:2]), tuple(parts))):
-            found = self._rematerialised(away, self._link(away))
+            found = self.rematerialised(away, self._link(away))
             if found is not None:
                 return found
         return None
