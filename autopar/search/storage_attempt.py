@@ -86,11 +86,14 @@ class Attempt:
     @property
     def objective_s(self) -> float:
         """Of the step. The new program's own prices take recomputing to save more time than it does
-        (see ``GAIN``): it is not believed to be faster than what the choice is priced at.
+        (see ``GAIN``): it is not believed to be faster than what the choice is priced at, and what
+        its sharding loses for memory comes on top of that.
         """
         if self.found is None:
             return math.inf
-        return max(self.found.solution.cost * TICK_S, self.least_s)
+        cost = self.found.solution.cost
+        lost = cost - self.prepared.free[self.found.problem.mesh].cost
+        return max(cost * TICK_S, self.least_s + lost * TICK_S)
 
     def plan(
         self, model: StorageModel, away: Sequence[Movable], windows: Mapping[str, float]
