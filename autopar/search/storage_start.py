@@ -43,7 +43,7 @@ UNLIMITED = 2**62
 ATTEMPTS = 5
 """Choices tried, each for less or more memory by what the last was wrong."""
 
-NEAR = 1e-3
+NEAR = 5e-4
 """Share of the step by which the next choice must promise to be faster to be tried."""
 
 PROVEN = 2e-3
