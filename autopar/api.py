@@ -58,7 +58,7 @@ def plan(
       seed: what ``search="random"`` draws from.
       time_limit: seconds of solver time per mesh.
       remat: ``auto``, by which the backward pass computes again what the memory cannot keep, or
-        ``none``. A step that fits is left as it is.
+        ``none``. A step that fits is left as it is, but for loops that stack more than pays.
       confirm: ``jit`` or ``shard_map``: the plan is also compiled, as it would be run by that
         backend, for a TPU slice ahead of time (with libtpu, no TPU) or for the devices of this
         process. If its program needs more than the budget, it is searched again for less.

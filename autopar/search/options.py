@@ -29,8 +29,8 @@ class Options:
       pins: layouts fixed by the user, by path.
       seed: what ``search="random"`` draws from.
       time_limit_s: seconds of solver time per mesh; the best plan by then is returned with its gap.
-      remat: ``auto``: where memory asks for it, the backward pass recomputes what the forward pass
-        does not keep; ``none``: never.
+      remat: ``auto``: where memory asks for it, or loops would stack much, the backward pass
+        recomputes what the forward pass does not keep; ``none``: never.
       offload: ``auto``: where recomputing is not enough, state of the optimiser rests on the host;
         ``none``: never.
       host_bytes: host memory per device, or ``None`` for the chip's own.

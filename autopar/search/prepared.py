@@ -79,18 +79,21 @@ class Prepared:
         return cls(depth, cluster, options, operations(depth.graph, depth.step.signatures), away)
 
     @classmethod
-    def folded(cls, step: Step, cluster: Cluster, options: Options) -> Prepared:
+    def folded(
+        cls, step: Step, cluster: Cluster, options: Options, away: Away = NOTHING
+    ) -> Prepared:
         """The same, with layers folded where that is to be had and changes no answer.
 
-        Pins and baselines may speak of single layers.
+        Pins and baselines may speak of single layers, and so does what is on the host.
         """
-        fold = step.fold if options.search == "optimal" and not options.pins else None
+        alike = options.search == "optimal" and not options.pins and away == NOTHING
+        fold = step.fold if alike else None
         if fold is not None:
             options.progress("building the flow graph")
             with contextlib.suppress(NotFoldable):
                 depth = Depth.folded(step, fold, cluster.chip)
                 return cls._of(depth, cluster, options, NOTHING)
-        return cls.of(step, cluster, options)
+        return cls.of(step, cluster, options, away)
 
     def plain(self) -> Prepared:
         """The same with nothing folded."""

@@ -1,6 +1,7 @@
 """Sharding and storage: plans whose backward pass recomputes values, or fetches them.
 
-1. The sharding is searched without a limit. If the plan fits the memory, it is the answer.
+1. The sharding is searched without a limit. If the plan fits the memory, it is the answer, or,
+   where loops stack values, the same with some of them recomputed.
 2. It is searched under the limit. If the plan is hardly slower, it is the answer.
 3. Under the layouts of the first, storage is chosen (``storage_start``).
 4. On several devices the two are weighed: sharding is searched under a limit between what the
@@ -27,7 +28,11 @@ from autopar.search.prepared import Prepared
 from autopar.search.storage_start import UNLIMITED, Start
 
 NEAR = 1.01
-"""Nothing is recomputed if a plan that fits is this near to the best without a limit."""
+"""Nothing is recomputed if a plan that fits is this near to the best without a limit; loops stack
+less if that takes hardly longer."""
+
+LESS = 0.9
+"""Of the memory of the best plan, what one may take whose loops recompute though all fits."""
 
 BETWEEN = 2
 """Limits of the sharding tried, between the budget and what the best without one needs."""
@@ -48,7 +53,8 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     free = planner.planned(prepared, best, unlimited, time.monotonic() - began)
     budget = options.memory_bytes or cluster.chip.usable_bytes
     if free.predicted.peak_bytes <= budget:
-        return dataclasses.replace(free, options=options.as_text())
+        fitting = [free, *_stacking_less(prepared, best, free, options)]
+        return _judged(fitting[-1], free, options)
     plans: list[Plan] = []
     needed = format_bytes(free.predicted.peak_bytes)
     options.progress(f"needs {needed} of {format_bytes(budget)}: sharding more")
@@ -56,16 +62,32 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
         with contextlib.suppress(InfeasibleError):
             plans.append(_sharded(prepared, options)[1])
     if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):
-        whole = prepared.plain()
-        start = Start.of(whole, planner.unfolded(prepared, best, whole), free, free, options)
+        start = Start.of(prepared, best, free, free, options)
         plans += start.plans(plans)
         deadline = began + options.time_limit_s
         if free.mesh.device_count > 1:
-            plans += _between(prepared, whole, free, plans, options, deadline)
+            plans += _between(prepared, free, plans, options, deadline)
         if not plans:
             plans.append(_last(prepared, free, options, start))
     fastest = min(plans, key=lambda plan: plan.solver.objective_s)
     return _judged(fastest, free, options)
+
+
+def _stacking_less(
+    prepared: Prepared, found: planner.Candidate, free: Plan, options: Options
+) -> list[Plan]:
+    """A plan whose loops recompute, though all fits, if it takes less memory and hardly longer.
+
+    Loops as they are written stack more than they need: compiled, that takes a quarter of the step
+    (measured, v5e, four small models), of which not all is predicted.
+    """
+    if options.remat == "none" or not prepared.step.stacks:
+        return []
+    start, room = Start.of(prepared, found, free, free, options), LESS * free.predicted.peak_bytes
+    plan = start.rematerialised() if start.first_needs() <= room else None
+    if plan is None or plan.predicted.peak_bytes > room:
+        return []
+    return [plan] if plan.solver.objective_s <= NEAR * free.solver.objective_s else []
 
 
 def _sharded(prepared: Prepared, options: Options) -> tuple[planner.Candidate, Plan]:
@@ -93,7 +115,6 @@ def _last(prepared: Prepared, free: Plan, options: Options, start: Start) -> Pla
 
 def _between(
     prepared: Prepared,
-    whole: Prepared,
     free: Plan,
     plans: list[Plan],
     options: Options,
@@ -101,8 +122,7 @@ def _between(
 ) -> list[Plan]:
     """Plans that shard more than ``free``, and leave less to recompute.
 
-    A limit under which sharding alone is no faster than the best plan known is too low. ``whole``:
-    what is prepared with no layers folded.
+    A limit under which sharding alone is no faster than the best plan known is too low.
     """
     budget = options.memory_bytes or prepared.cluster.chip.usable_bytes
     low, high = budget, free.predicted.peak_bytes
@@ -116,15 +136,14 @@ def _between(
         options.progress(f"sharding for {format_bytes(limit)}, then storage")
         given = dataclasses.replace(options, memory_bytes=limit, time_limit_s=left)
         try:
-            found_there, layouts = _sharded(prepared, given)
+            there, layouts = _sharded(prepared, given)
         except InfeasibleError:
             low = limit
             continue
         more: list[Plan] = []
         if layouts.solver.objective_s < best:
             given = dataclasses.replace(options, time_limit_s=max(1.0, deadline - time.monotonic()))
-            there = planner.unfolded(prepared, found_there, whole)
-            more = Start.of(whole, there, layouts, free, given).plans([*plans, *found])
+            more = Start.of(prepared, there, layouts, free, given).plans([*plans, *found])
         found += more
         if min((plan.solver.objective_s for plan in more), default=math.inf) < best:
             high = limit

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from jax.extend.core import Var
@@ -12,12 +13,37 @@ from jax.extend.core import Var
 from autopar.core.plan import Plan
 from autopar.cost_model import Timeline
 from autopar.cost_model.memory import Extra
+from autopar.passes.fold import NotFoldable
+from autopar.search import record
+from autopar.search.depth import Depth
+from autopar.search.domains import State
+from autopar.search.memory import MemoryModel
+from autopar.search.memory_curve import Less, Unfolded
 from autopar.search.plan_prices import PlanPrices
 from autopar.search.planner import Candidate
 from autopar.search.prepared import Prepared
+from autopar.search.program_memory import ProgramMemory
 from autopar.search.storage_bodies import Body
+from autopar.search.storage_layers import Unrolled
 from autopar.search.storage_program import Profile
 from autopar.search.storage_values import Value, storage_values
+
+NOTHING_AWAY: Mapping[Var, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Bytes of all that is no choice: of buffers, and extra ones."""
+
+    timeline: Timeline
+    sizes: Mapping[Var, int]
+    extras: tuple[Extra, ...]
+    vmem_bytes: int
+
+    def profile(self, shares: Mapping[Var, float] = NOTHING_AWAY) -> Profile:
+        """At every instant, with only ``shares`` of some values on the device."""
+        timeline = self.timeline.scaled(shares)
+        return timeline.profile(self.sizes, self.extras, self.vmem_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +53,7 @@ class StorageModel:
     Attributes:
       base: bytes at each instant that no choice changes. peak: of the program as it is written.
       windows: seconds that each forward loop takes, by body.
-      timeline, fixed, extras, vmem_bytes: what ``base`` is made of: bytes of all that is no choice.
+      rest: what ``base`` is made of; ``None`` where layers are folded.
     """
 
     values: tuple[Value, ...]
@@ -35,39 +61,62 @@ class StorageModel:
     base: Profile
     peak: float
     windows: Mapping[str, float]
-    timeline: Timeline
-    fixed: Mapping[Var, int]
-    extras: tuple[Extra, ...]
-    vmem_bytes: int
+    rest: Rest | None
 
     @classmethod
     def of(cls, prepared: Prepared, found: Candidate, plan: Plan, remat: bool) -> StorageModel:
         """``prepared``: the program that ``plan`` is for, ``found``: what was written out as it.
         ``remat``: whether there is a choice.
+
+        Raises:
+          NotFoldable: layers are folded in which the choices of all cannot be told.
         """
-        step, chip = prepared.step, prepared.cluster.chip
-        timeline = prepared.memory.whole
-        prices = PlanPrices(step, plan, prepared.cluster)
+        depth, chip = prepared.depth, prepared.cluster.chip
         states = found.problem.states(found.solution.choice or ())
-        memory = prepared.memory.program(found.problem)
-        copies, streams = list(memory.copies(states)), list(memory.streams(states))
+        prices = PlanPrices(depth.step, _of_part(depth, plan, states), prepared.cluster)
+        memory = depth.memory_on(found.problem)
+        streams = {var: size for var, (_, _, size) in memory.program.streams(states)}
         values, bodies = (), ()
         attached: frozenset[Var] = frozenset()
         if remat:
             values, bodies, attached = storage_values(
-                *(step.jaxpr, prepared.memory.fusion, timeline),
-                *(prices.seconds, prices.bytes_of, chip.hbm_bandwidth),
-                {var: size for var, (_, _, size) in streams},
+                *(depth.step.jaxpr, depth.fusion, depth.memory.whole),
+                *(prices.seconds, prices.bytes_of, chip.hbm_bandwidth, streams),
             )
-        sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
-        extras = [*copies, *(extra for _, extra in streams)]
-        peak = float(np.max(timeline.profile(sizes, extras, chip.vmem_bytes)))
-        chosen = {var for one in (*values, *bodies) for var in one.buffers}
-        rest = {var: 0 if var in chosen else size for var, size in sizes.items()}
-        windows = {body.name: body.trips * _seconds(body, prices) for body in bodies if body.span}
-        fixed = (*copies, *(extra for var, extra in streams if var not in attached))
-        parts = (timeline, rest, fixed, chip.vmem_bytes)
-        return cls(values, bodies, np.zeros(0), peak, windows, *parts).lighter({})
+        counted = _Counted(prices, _buffers(values, bodies), attached, chip.vmem_bytes)
+        full, rest = counted.of(depth.memory, memory.program, states)
+        if depth.fold is not None:
+            others = [
+                counted.of(one.memory, less.program, less.states(states))
+                for one, less in zip(depth.shorter, memory.less, strict=True)
+            ]
+            return cls._unrolled(depth, memory.less, values, bodies, ((full, rest), *others))
+        windows = {b.name: b.trips * _seconds(b, prices) for b in bodies if b.span}
+        peak = float(full.profile().max())
+        return cls(values, bodies, np.zeros(0), peak, windows, rest).lighter({})
+
+    @classmethod
+    def _unrolled(
+        cls,
+        depth: Depth,
+        less: tuple[Less, ...],
+        values: Sequence[Value],
+        bodies: Sequence[Body],
+        held: Sequence[tuple[Rest, Rest]],
+    ) -> StorageModel:
+        """Of the whole step. ``held``: by the folded program, then by those with a layer less."""
+        if depth.fold is None or any(body.span for body in bodies):
+            raise NotFoldable  # loops within layers
+        timeline = depth.memory.whole
+        unfolded = Unfolded.of(timeline.instants, less)
+        full, base = (
+            unfolded.parts({"": own.profile()}, [{"": other.profile()} for other in others])[""]
+            for own, *others in zip(*held, strict=True)
+        )
+        unrolled = Unrolled(depth.whole, depth.fold, timeline, unfolded)
+        every = unrolled.values(values)
+        whole = tuple(map(unrolled.body, bodies))
+        return cls(every, whole, _with_forward(base, every), float(full.max()), {}, None)
 
     @property
     def gain_s(self) -> float:
@@ -75,17 +124,70 @@ class StorageModel:
         return sum(min(0.0, v.seconds) * v.trips for v in self.values if v.droppable)
 
     def lighter(self, shares: Mapping[Var, float]) -> StorageModel:
-        """The same with only shares of some values on the device."""
-        timeline = self.timeline.scaled(shares)
-        base = timeline.profile(self.fixed, self.extras, self.vmem_bytes)
-        for value in self.values:
-            if not value.body:
-                base[value.start : value.last_forward + 1] += value.bytes
+        """The same with only shares of some values on the device. If there are any, no layers may
+        be folded.
+        """
+        if self.rest is None:
+            assert not shares
+            return self
+        base = _with_forward(self.rest.profile(shares), self.values)
         return dataclasses.replace(self, base=base)
 
     def unseen(self, plan: Plan) -> float:
         """Bytes of the plan's peak that this model leaves out."""
         return max(0.0, plan.predicted.peak_bytes - self.peak)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What programs hold. ``chosen``: what choices hold; ``attached``: streams that go with it."""
+
+    prices: PlanPrices
+    chosen: frozenset[Var]
+    attached: frozenset[Var]
+    vmem_bytes: int
+
+    def of(
+        self, model: MemoryModel, program: ProgramMemory, states: Sequence[State]
+    ) -> tuple[Rest, Rest]:
+        """All that is there, and what of it is no choice."""
+        timeline = model.whole
+        sizes = {buffer.var: self.prices.bytes_of(buffer.var) for buffer in timeline.buffers}
+        rest = {var: 0 if var in self.chosen else size for var, size in sizes.items()}
+        copies, streams = list(program.copies(states)), list(program.streams(states))
+        every = (*copies, *(extra for _, extra in streams))
+        fixed = (*copies, *(extra for var, extra in streams if var not in self.attached))
+        return (
+            Rest(timeline, sizes, every, self.vmem_bytes),
+            Rest(timeline, rest, fixed, self.vmem_bytes),
+        )
+
+
+def _buffers(values: Sequence[Value], bodies: Sequence[Body]) -> frozenset[Var]:
+    return frozenset(var for one in (*values, *bodies) for var in one.buffers)
+
+
+def _of_part(depth: Depth, plan: Plan, states: Sequence[State]) -> Plan:
+    """The plan as one of the program that is looked at."""
+    if depth.fold is None:
+        return plan
+    part = dataclasses.replace(depth, whole=depth.step, fold=None, shorter=())
+    lie = record.borders(part, states)
+    return dataclasses.replace(
+        plan,
+        inputs=record.inputs(part, lie),
+        strategies=record.strategies(part, states),
+        hubs=record.hubs(part, states),
+    )
+
+
+def _with_forward(base: Profile, values: Sequence[Value]) -> Profile:
+    """With what the forward pass holds of each value, whatever is chosen."""
+    base = base.copy()
+    for value in values:
+        if not value.body:
+            base[value.start : value.last_forward + 1] += value.bytes
+    return base
 
 
 def _seconds(body: Body, prices: PlanPrices) -> float:

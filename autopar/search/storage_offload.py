@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from autopar.core.layout import Layout, local_shape
 from autopar.core.plan import Offloaded, Plan
@@ -74,27 +75,42 @@ def _loops(step: Step, position: int) -> int:
     return sum(e.primitive.name == "scan" and var in e.invars for e in step.jaxpr.jaxpr.eqns)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HostState:
-    """What may rest on the host, and what of it, the largest first, has room there.
+    """What may rest on the host, and what of it has room there. Found when first asked for.
 
     As text: the rest of a sentence on the least memory there is.
+
+    Attributes:
+      step: the program that ``plan`` is for.
     """
 
-    room: int
-    movable: tuple[Movable, ...]
-    fitting: tuple[Movable, ...]
+    step: Step
+    plan: Plan
+    chip: Chip
+    options: Options
 
-    @classmethod
-    def of(cls, step: Step, plan: Plan, chip: Chip, options: Options) -> HostState:
-        room = chip.host_bytes if options.host_bytes is None else options.host_bytes
-        found = () if options.offload == "none" else movable(step, plan, chip)
-        kept, left = list[Movable](), room
-        for part in found:
+    @property
+    def room(self) -> int:
+        """Bytes of the host's memory, a device."""
+        given = self.options.host_bytes
+        return self.chip.host_bytes if given is None else given
+
+    @cached_property
+    def movable(self) -> tuple[Movable, ...]:
+        """What may rest there."""
+        none = self.options.offload == "none"
+        return () if none else movable(self.step, self.plan, self.chip)
+
+    @cached_property
+    def fitting(self) -> tuple[Movable, ...]:
+        """What of this there is room for, the largest first."""
+        kept, left = list[Movable](), self.room
+        for part in self.movable:
             if part.bytes <= left:
                 kept.append(part)
                 left -= part.bytes
-        return cls(room, found, tuple(kept))
+        return tuple(kept)
 
     def away(self, parts: Sequence[Movable], stacks: Sequence[str]) -> Away:
         """These, and stacks of loops, on the host; all that may be there rests as it does now."""

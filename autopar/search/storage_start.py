@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from functools import cached_property
 from autopar.core.errors import InfeasibleError
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, format_bytes
+from autopar.passes.fold import NotFoldable
 from autopar.passes.trace import Step
 from autopar.search import planner
 from autopar.search.memory import heaviest
@@ -41,7 +43,7 @@ UNLIMITED = 2**62
 ATTEMPTS = 5
 """Choices tried, each for less or more memory by what the last was wrong."""
 
-NEAR = 1e-3
+NEAR = 5e-4
 """Share of the step by which the next choice must promise to be faster to be tried."""
 
 PROVEN = 2e-3
@@ -53,17 +55,17 @@ class Start:
     """One program under the layouts of one plan.
 
     Attributes:
-      layouts: the plan, whose mesh is kept. least_s: no plan that recomputes nothing is faster.
+      layouts: the plan, whose mesh is kept. found: what was written out as it.
+      least_s: no plan that recomputes nothing is faster.
       budget: bytes a device.
-      model: the choices there are.
     """
 
     prepared: Prepared
     options: Options
     layouts: Plan
+    found: Candidate
     least_s: float
     budget: int
-    model: StorageModel
 
     @classmethod
     def of(
@@ -73,8 +75,25 @@ class Start:
         as it. ``free``: the best plan without a limit.
         """
         budget = options.memory_bytes or prepared.cluster.chip.usable_bytes
-        model = StorageModel.of(prepared, found, layouts, options.remat == "auto")
-        return cls(prepared, options, layouts, free.solver.bound_s, budget, model)
+        return cls(prepared, options, layouts, found, free.solver.bound_s, budget)
+
+    @cached_property
+    def model(self) -> StorageModel:
+        """The choices there are, as long as no state is on the host."""
+        with contextlib.suppress(NotFoldable):
+            return self._model(self.prepared, self.found)
+        return self.whole
+
+    @cached_property
+    def whole(self) -> StorageModel:
+        """The same with no layers folded."""
+        plain = self.prepared.plain()
+        if plain is self.prepared:
+            return self.model
+        return self._model(plain, planner.unfolded(self.prepared, self.found, plain))
+
+    def _model(self, prepared: Prepared, found: Candidate) -> StorageModel:
+        return StorageModel.of(prepared, found, self.layouts, self.options.remat == "auto")
 
     @property
     def step(self) -> Step:
@@ -89,7 +108,7 @@ class Start:
     def plans(self, known: Sequence[Plan]) -> list[Plan]:
         """What is found, of plans that may be faster than the ``known`` ones."""
         self.options.progress("choosing what to recompute")
-        found = self._rematerialised()
+        found = self.rematerialised()
         plans = [] if found is None else [found]
         if self._may_pay([*known, *plans]) and self._link(()) is not NO_LINK:
             self.options.progress("choosing what to keep on the host")
@@ -100,7 +119,12 @@ class Start:
     @cached_property
     def state(self) -> HostState:
         """What of the step's state may rest on the host."""
-        return HostState.of(self.step, self.layouts, self.cluster.chip, self.options)
+        return HostState(self.step, self.layouts, self.cluster.chip, self.options)
+
+    def _without(self, away: Sequence[Movable]) -> StorageModel:
+        """The choices there are with this state on the host."""
+        shares = self.step.shares([part.position for part in away])
+        return self.whole.lighter(shares) if shares else self.model
 
     def _link(self, away: Sequence[Movable]) -> Link:
         """What stacks may go over to the host, beside this state; ``NO_LINK``: nothing goes."""
@@ -109,13 +133,13 @@ class Start:
         room = self.state.room - sum(part.bytes for part in away)
         return Link(self.cluster.chip.host_bandwidth, max(0, room), self.model.windows)
 
-    def _rematerialised(self, away: Sequence[Movable] = (), link: Link = NO_LINK) -> Plan | None:
+    def rematerialised(self, away: Sequence[Movable] = (), link: Link = NO_LINK) -> Plan | None:
         """The fastest plan found that recomputes something, on the mesh of ``layouts``, or none.
 
         Choices are tried as long as the next promises to be faster. All share the time limit.
         ``away`` rests on the host; it may be all that it takes.
         """
-        model = self.model.lighter(self.step.shares([part.position for part in away]))
+        model = self._without(away)
         room = Room(float(self.budget), self.budget - self.model.unseen(self.layouts))
         deadline = time.monotonic() + self.options.time_limit_s
         best: Attempt | None = None
@@ -137,7 +161,13 @@ class Start:
         if best is None:
             return None
         plan = best.plan(model, away, self.model.windows)
-        return plan and self._bounded(plan, choice)
+        last = choose(model.values, model.base, room.whole, link)
+        return plan and self._bounded(plan, last)
+
+    def first_needs(self) -> float:
+        """Bytes that the fastest choice takes, about."""
+        choice = choose(self.model.values, self.model.base, self.budget)
+        return choice.peak if choice else float(self.budget)
 
     def _choice(self, model: StorageModel, room: Room, link: Link) -> Choice:
         found = choose(model.values, model.base, room.next, link)
@@ -149,13 +179,13 @@ class Start:
         """
         return 0.0 if self.model.windows else self.layouts.solver.objective_s + choice.seconds
 
-    def _bounded(self, plan: Plan, last: Choice) -> Plan:
+    def _bounded(self, plan: Plan, last: Choice | None) -> Plan:
         """What is proven of the plan. On one device there is nothing to choose but storage: the
-        bound is that of the last program, which has the room that the simulations left it. On
+        bound is that of the ``last`` program, which has the room that the simulations left it. On
         several it is that of a step without a limit. Of loops and links nothing is proven.
         """
         alone = self.layouts.mesh.device_count == 1
-        bound = self.least_s + (last.bound if alone else self.model.gain_s)
+        bound = self.least_s + (last.bound if alone and last else self.model.gain_s)
         cost, status = plan.solver.objective_s, "feasible"
         if self.model.windows or plan.offloaded:
             bound = self.least_s
@@ -176,13 +206,13 @@ class Start:
         parts, room = self.state.fitting, self.budget - self.model.unseen(self.layouts)
         ranked: list[tuple[float, int, tuple[Movable, ...]]] = []
         for away in ((), *amounts(parts)):
-            lighter = self.model.lighter(self.step.shares([part.position for part in away]))
+            lighter = self._without(away)
             choice = choose(lighter.values, lighter.base, room, self._link(away))
             if choice is not None and (away or choice.away):
                 seconds = choice.seconds + sum(part.seconds for part in away)
                 ranked.append((seconds, len(away), away))
         for away in dict.fromkeys((*(away for _, _, away in sorted(ranked)[:2]), tuple(parts))):
-            found = self._rematerialised(away, self._link(away))
+            found = self.rematerialised(away, self._link(away))
             if found is not None:
                 return found
         return None
@@ -207,10 +237,9 @@ class Start:
 
         ``known``: the same of plans that recompute nothing.
         """
-        state, model = self.state, self.model
-        away = [part.position for part in state.fitting]
-        base = model.lighter(self.step.shares(away)).base
-        choice = lightest(model.values, base, self._link(state.fitting))
+        state = self.state
+        model = self._without(state.fitting)
+        choice = lightest(model.values, model.base, self._link(state.fitting))
         names = dropped_names(model.values, model.bodies, choice.recomputed)
         program = self.step.rematerialised(names)
         stacks = stacks_of(program, model.values, choice.away)

@@ -65,6 +65,7 @@ class Fold:
       shorter: for each stack, the program without its generic layer.
       times: for each stack, how many layers its generic layer stands for, itself included.
       equations, inputs, outputs: of ``part``, what they stand for.
+      layers: those of the step.
     """
 
     part: Part
@@ -73,6 +74,7 @@ class Fold:
     equations: tuple[Standing, ...]
     inputs: tuple[Standing, ...]
     outputs: tuple[Standing, ...]
+    layers: Layers
 
 
 def fold(
@@ -141,7 +143,7 @@ def _folded(
     ):
         if sorted(itertools.chain(*(one.positions for one in found))) != list(range(total)):
             raise NotFoldable
-    return Fold(part, shorter, times, equations, inputs, outputs)
+    return Fold(part, shorter, times, equations, inputs, outputs, layers)
 
 
 def _outputs(

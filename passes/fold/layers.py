@@ -69,14 +69,14 @@ class Layers:
         Raises:
           NotFoldable: nothing does.
         """
-        column = self._columns(code)
+        column = self.column(code)
         place = dict(zip(self.layer[column].tolist(), column.tolist(), strict=True))
         if any(layer not in place for layer in layers):
             raise NotFoldable
         return tuple([place[layer] for layer in layers])
 
-    def _columns(self, code: int) -> IntArray:
-        """What stands at the place of ``code`` in all repetitions."""
+    def column(self, code: int) -> IntArray:
+        """What stands at the place of ``code`` in all repetitions, in order; errors as above."""
         if code not in self._column:
             found = [run for run in self._runs if run.start <= code < run.stop]
             if not found:

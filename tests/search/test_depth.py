@@ -20,6 +20,10 @@ from autopar.search import planner
 from autopar.search.options import Options
 from autopar.search.prepared import Prepared
 from autopar.search.problem import Problem
+from autopar.search.storage_choice import choose
+from autopar.search.storage_model import StorageModel
+from autopar.search.storage_names import dropped_names
+from autopar.search.storage_values import Value
 
 CLUSTER = Cluster.preset("tpu-v5e", (2, 4))
 FREE = Options(mesh=MeshSpec.of((2, 4)), memory_bytes=2**62)
@@ -140,3 +144,32 @@ def test_a_limit_holds_in_the_whole_step() -> None:
     assert 0 < plan.predicted.peak_bytes <= budget
     assert [value.path for value in plan.inputs] == list(whole.in_paths)
     assert plan.step == whole.fingerprint
+
+
+def test_choices_of_storage_are_those_of_the_whole_step(
+    both: tuple[Prepared, Prepared], tolerance: float
+) -> None:
+    """A choice for each layer, those left out included; kernels of one moment may change places."""
+    found = planner.best(both[0], FREE)
+    plan = planner.planned(both[0], found, FREE, 0.0)
+    folded = StorageModel.of(both[0], found, plan, remat=True)
+    whole = StorageModel.of(both[1], planner.unfolded(both[0], found, both[1]), plan, remat=True)
+    assert folded.peak == pytest.approx(whole.peak, rel=tolerance)
+    assert [still(value) for value in folded.values] == [still(value) for value in whole.values]
+    assert folded.bodies[0].eqns.keys() == whole.bodies[0].eqns.keys()
+    for share in (0.9, 0.7, 0.5):
+        one, other = (
+            choose(model.values, model.base, share * whole.peak) for model in (folded, whole)
+        )
+        assert (one is None) == (other is None)
+        if one and other:
+            assert one.seconds == pytest.approx(other.seconds, rel=2e-3, abs=1e-9)
+            names = dropped_names(folded.values, folded.bodies, one.recomputed)
+            assert names == dropped_names(whole.values, whole.bodies, one.recomputed)
+
+
+def still(value: Value) -> tuple[object, ...]:
+    """All that does not depend on the order of kernels."""
+    made = value.var, value.name, value.label, sorted(value.group), sorted(value.sources)
+    held = value.bytes, value.again, value.trips, value.needed, value.droppable
+    return *made, *held, pytest.approx(value.seconds)

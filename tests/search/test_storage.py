@@ -17,10 +17,12 @@ from autopar.core import compat
 from autopar.core.errors import InfeasibleError, OptionError
 from autopar.core.plan_json import from_json, to_json
 from autopar.cost_model import fusion_borders
+from autopar.models import preset
 from autopar.passes.trace import trace
 from autopar.search import planner
 from autopar.search.options import Options
 from autopar.search.prepared import Prepared
+from autopar.search.programs import search
 from autopar.search.storage_attempt import Room
 from autopar.search.storage_choice import Choice, choose
 from autopar.search.storage_model import StorageModel
@@ -252,6 +254,12 @@ def test_the_next_choice_has_what_the_last_one_left_or_half_of_what_is_between()
     assert room.next == 92.0
 
 
+def test_a_choice_that_fits_leaves_the_next_somewhat_less_than_it_left_free() -> None:
+    room = Room(budget=100.0, next=100.0)
+    room.learn(Choice((), (), (), 0.0, 0.0, 98.0), needed=50.0)
+    assert 98.0 < room.next < room.whole == 148.0
+
+
 def test_a_budget_below_the_least_names_what_fills_it() -> None:
     with pytest.raises(
         InfeasibleError, match=r"least found on mesh .* needs .*above all for \w+ \("
@@ -326,3 +334,18 @@ def test_a_loop_stacks_less() -> None:
     got = autopar.apply(scan_step, found, backend="shard_map")(*args)
     for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loop_that_fits_stacks_no_more_than_pays() -> None:
+    """A hundredth of the step is given for less memory, at most."""
+    workload = preset("gpt:tiny", layers=4, seq=256, scan=True)
+    traced = trace(workload.train_step, workload.abstract_state(), workload.abstract_batch(8))
+    target = autopar.cost_model.parse_cluster("tpu-v5e:1")
+    found, written = (
+        search(traced, target, Options(memory_bytes=2**40, remat=remat))
+        for remat in ("auto", "none")
+    )
+    assert found.recompute
+    assert not written.recompute
+    assert found.predicted.peak_bytes < 0.9 * written.predicted.peak_bytes
+    assert found.solver.objective_s <= 1.01 * written.solver.objective_s
