@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autopar.passes.fold import RADIUS
+from autopar.passes.fold import RADIUS, SUMS
 from autopar.search.graph import Graph
 from autopar.search.network import IntArray
 
@@ -30,7 +30,11 @@ def classes(graph: Graph, signatures: Sequence[Hashable], radius: int = RADIUS) 
       signatures: per node, whatever must agree for two nodes to share a choice.
     """
     # Every edge is seen from both its ends, in a role of its own from each.
-    ends, roles = graph.ends, graph.uses
+    sums = np.array(
+        [node.eqn is not None and node.eqn.primitive.name in SUMS for node in graph.nodes], np.bool_
+    )
+    seen = ~sums[graph.ends].all(axis=1)
+    ends, roles = graph.ends[seen], graph.uses[seen]
     sight = _Sight(
         node=np.concatenate((ends[:, 0], ends[:, 1])),
         role=np.concatenate((2 * roles, 2 * roles + 1)),

@@ -24,6 +24,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Var
 
 from autopar.passes.fingerprint import Signatures
+from autopar.passes.fold.flow import SUMS as SUMS
 from autopar.passes.fold.flow import Flow
 from autopar.passes.fold.layers import LEAST, Layers, Stack, find_layers
 from autopar.passes.fold.layers import RADIUS as RADIUS

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
+from numpy.typing import NDArray
 
 from autopar.passes.fold.runs import IntArray, Run
 from autopar.passes.rules import regions
+
+SUMS = frozenset(("add", "add_any"))
+"""Sums of sums, where only the next reads each, gather something of every layer: the gradient of a
+shared bias, or losses. How far it is to their end says nothing of a layer, so that neither ``fold``
+nor the classes of nodes alike look along them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,7 @@ class Flow:
       outputs: the codes of the results.
       through: by code, how many steps lead through it, at least: more than one through a body.
       onward: by code, how many steps it is to a reader: two, if a value has several.
+      sums: by code, whether it is a sum (see ``SUMS``).
     """
 
     count: int
@@ -33,6 +40,7 @@ class Flow:
     outputs: IntArray
     through: IntArray
     onward: IntArray
+    sums: NDArray[np.bool_]
 
     @classmethod
     def of(cls, jaxpr: Jaxpr, kinds: Sequence[int]) -> Flow:
@@ -61,8 +69,10 @@ class Flow:
             kind: _crossing(eqn) for kind, eqn in dict(zip(kinds, jaxpr.eqns, strict=True)).items()
         }
         through = [steps[kind] for kind in kinds]
+        sums = [eqn.primitive.name in SUMS for eqn in jaxpr.eqns] + [False] * len(rest)
         parts = (makers, first, outputs, through + rest, onward + rest)
-        return cls(count, len(jaxpr.invars), *(np.array(part, np.int64) for part in parts))
+        arrays = (np.array(part, np.int64) for part in parts)
+        return cls(count, len(jaxpr.invars), *arrays, np.array(sums, np.bool_))
 
     def slots(self, run: Run) -> tuple[IntArray, IntArray]:
         """The makers of what a run reads, ``[repetition, operand]``; and which equation of the

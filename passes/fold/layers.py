@@ -159,6 +159,8 @@ class Layers:
         """How many layers to keep at either end: one more than are seen from a layer."""
         makers, readers = self.flow.makers, self.flow.readers()
         within = (self.stack[makers] == index) & (self.stack[readers] == index)
+        sums = self.flow.sums
+        within &= ~(sums[makers] & sums[readers] & (self.flow.onward[makers] == 1))
         makers, readers = makers[within], readers[within]
         far = np.full(len(self.layer), RADIUS + 1)
         far[self.having(index, (int(every[len(every) // 2]),))] = 0
