@@ -72,7 +72,7 @@ class Flow:
         sums = [eqn.primitive.name in SUMS for eqn in jaxpr.eqns] + [False] * len(rest)
         parts = (makers, first, outputs, through + rest, onward + rest)
         arrays = (np.array(part, np.int64) for part in parts)
-        return cls(count, len(jaxpr.invars), *arrays, np.array(sums, np.bool_))
+        return cls(count, len(jaxpr.invars), *arrays, sums=np.array(sums, np.bool_))
 
     def slots(self, run: Run) -> tuple[IntArray, IntArray]:
         """The makers of what a run reads, ``[repetition, operand]``; and which equation of the
