@@ -66,7 +66,8 @@ class CollectiveUse:
       seconds: time of all of them.
       value: the value moved, by its name in the user's program.
       form: how XLA:TPU carries it out under ``jit``: ``windowed`` (a product and its scattering
-        piece by piece), ``whole`` (by an all-reduce), or empty: as it is.
+        piece by piece), ``whole`` (by an all-reduce), ``joined`` (to an exchange over another
+        axis), or empty: as it is.
     """
 
     kind: str

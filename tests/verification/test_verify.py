@@ -13,8 +13,12 @@ from typer.testing import CliRunner
 import autopar
 from autopar.cli import app
 from autopar.core.errors import ClusterError, OptionError
+from autopar.core.layout import parse
 from autopar.core.plan import CollectiveUse
-from autopar.cost_model import parse_cluster
+from autopar.cost_model import Resharder, parse_cluster
+from autopar.passes.trace import trace
+from autopar.search.forms import Forms
+from autopar.search.graph import build_graph
 from autopar.verification import topology
 from autopar.verification.report import predicted_traffic
 
@@ -137,6 +141,8 @@ def test_traffic_follows_the_forms_under_jit_and_the_slice_under_shard_map():
         CollectiveUse("reduce-scatter", "data", 1600, 1, 0.0, "up", "windowed"),
         CollectiveUse("reduce-scatter", "data", 320, 1, 0.0, "down", "whole"),
         CollectiveUse("all-gather", "data", 160, 1, 0.0, "norm"),
+        CollectiveUse("all-to-all", "data", 160, 1, 0.0, "heads"),
+        CollectiveUse("all-to-all", "data", 160, 1, 0.0, "heads", "joined"),
     )
     predicted = dataclasses.replace(plan.predicted, collectives=uses)
     plan = dataclasses.replace(plan, predicted=predicted)
@@ -144,9 +150,29 @@ def test_traffic_follows_the_forms_under_jit_and_the_slice_under_shard_map():
         {t.kind: t.wire_bytes for t in predicted_traffic(plan, tpu=how)}
         for how in (None, "jit", "shard_map")
     )
-    assert plain == {"reduce-scatter": 1800, "all-gather": 150}
-    assert jit == {"reduce-scatter": 1700, "all-reduce": 600, "all-gather": 150}
-    assert exact == {"all-reduce": 3600, "all-gather": 150}
+    assert plain == {"reduce-scatter": 1800, "all-gather": 150, "all-to-all": 300}
+    assert jit == {"reduce-scatter": 1700, "all-reduce": 600, "all-gather": 150, "all-to-all": 150}
+    assert exact == {"all-reduce": 3600, "all-gather": 150, "all-to-all": 300}
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "forms"),
+    [
+        ("S(0),S(0)", "S(1),S(1)", ["", "joined", "joined"]),
+        ("S(0),S(1)", "S(1),S(2)", ["", ""]),
+        ("S(0),S(0)", "S(0),S(1)", [""]),
+    ],
+)
+def test_axes_that_leave_one_dimension_for_another_are_exchanged_at_once(left, right, forms):
+    slice_ = autopar.Cluster.preset("tpu-v5e", (4, 4))
+    mesh = autopar.MeshSpec.of((4, 4))
+    shape = (64, 1024, 1024)
+    traced = trace(lambda x: x + 1, jax.ShapeDtypeStruct(shape, jnp.bfloat16), donate=())
+    graph = build_graph(traced)
+    src, dst = parse(left), parse(right)
+    path = Resharder(mesh, slice_.axis_links(mesh)).path(shape, 2, src, dst)
+    assert [one.kind for one in path] == ["all-to-all"] * len(forms)
+    assert list(Forms(graph, mesh, slice_.levels).of(path, graph.edges[0], src)) == forms
 
 
 @pytest.mark.parametrize(
