@@ -211,12 +211,9 @@ def run(case: Case, folder: Path, quick: bool, again: bool) -> dict[str, Any]:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """One line a case; errors are predicted over compiled, less one."""
-    made = Table(
-        *("case", "peak, compiled", "predicted", "error", "sent, compiled", "predicted", "error"),
-        *("compute", "products", "took"),
-        box=None,
-    )
+    """One line a case. Errors: predicted over compiled, less one. Exactly: kinds of collectives."""
+    heads = ("case", "peak, compiled", "predicted", "error", "sent, compiled", "predicted", "error")
+    made = Table(*heads, "exactly", "compute", "products", "took", box=None)
     for row in rows:
         report, case = row["report"], row["case"]
         sent = [sum(t["wire_bytes"] for t in report[side]) for side in ("compiled", "predicted")]
@@ -227,6 +224,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
             _percent(report["peak_error"]),
             *map(format_bytes, sent),
             _percent(report["wire_error"]),
+            "{} of {}".format(sum(report["exact"].values()), len(report["exact"])),
             _percent(report["compute_error"]),
             "" if report["products_share"] is None else f"{report['products_share']:.0%}",
             f"{row['seconds']:.0f} s",

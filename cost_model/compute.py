@@ -13,6 +13,11 @@ a chip generation: what a large matmul, and a large copy, reach of the peaks. Th
 in square tiles, so ``m, n, k`` round up to ``matmul_tile``, and a short contraction does not fill
 its pipeline, hence ``k / (k + matmul_half_k)``. A product with a vector (``m`` or ``n`` of one) is
 done by the vector units, as XLA does.
+
+A chip with on-chip memory of its own (TPU) convolves on it. There the result of a convolution is
+handled after the products, and what has no room is moved besides (the compiler's cycles, v5e)::
+
+    seconds = launch + matmul + vector + (bytes - ON_CHIP * vmem_bytes) / hbm
 """
 
 from __future__ import annotations
@@ -29,6 +34,10 @@ SHOWING = 0.1
 is small, as XLA overlaps the two, but not zero: no work is free, so that plans never repeat it
 idly."""
 
+ON_CHIP = 0.5
+"""Share of on-chip memory that what a convolution reads and writes may lie in (measured, v5e: of
+images that fit, XLA reads and writes an eighth in device memory)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -37,6 +46,7 @@ class Load:
     Attributes:
       matmul: ``(batch, m, n, k)``. dtype_class: its operands'.
       attention_share: of a matmul in an attention kernel, what is computed of it; else 0.
+      convolves: whether the matmul is a convolution.
       vector_ops: operations of the vector units. moved_bytes: to and from device memory.
       launches: whether a kernel ends here.
     """
@@ -44,6 +54,7 @@ class Load:
     dtype_class: DtypeClass = "bf16"
     matmul: tuple[int, int, int, int] | None = None
     attention_share: float = 0.0
+    convolves: bool = False
     vector_ops: float = 0.0
     moved_bytes: float = 0.0
     launches: bool = False
@@ -58,6 +69,9 @@ class Load:
             vector_s *= SHOWING
         memory_s = self.moved_bytes / (chip.hbm_bandwidth * chip.hbm_efficiency)
         seconds = max(matmul_s, vector_s, memory_s)
+        if self.convolves and chip.vmem_bytes:
+            held = min(1.0, ON_CHIP * chip.vmem_bytes / max(1.0, self.moved_bytes))
+            seconds = matmul_s + vector_s + memory_s * (1 - held)
         return seconds + (chip.launch_s if self.launches else 0.0)
 
     def _matmul_seconds(self, dims: tuple[int, int, int, int], chip: Chip) -> float:
@@ -106,7 +120,8 @@ def equation_load(
     if beside:
         vector_ops += beside * max(map(math.prod, operands))
     moved = _moved_bytes(work, operands, results, reads, writes)
-    return Load(work.dtype_class, dims, attention_share, vector_ops, moved, any(writes))
+    convolves = work.kind == "conv"
+    return Load(work.dtype_class, dims, attention_share, convolves, vector_ops, moved, any(writes))
 
 
 def equation_seconds(

@@ -11,8 +11,9 @@ A static analysis of one jaxpr, before sharding, after XLA:TPU's habits (measure
    its size (output fusion) to the last of its narrowest values: converts to wider types are left to
    the consumers. Where two chains meet, the later one goes on.
 4. Any other elementwise value is recomputed in each consumer, unless it has two or more consumers,
-   two or more full-size non-input ancestors, and those ancestors' bytes exceed 2.25 times its own
-   or a convolution reads it, which takes in one large operand and no more.
+   two or more full-size non-input ancestors, and those ancestors' bytes exceed 2.25 times its own;
+   or, if a convolution reads it, unless writing it and reading that in each is no more than reading
+   its ancestors in each.
 5. Inputs lie in memory, results are written, both for the whole step and for every region's body.
 
 A fused group ends at the value it writes (its *sink*). The whole group is one kernel, so its reads

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
-from autopar.cost_model.fusion_groups import Groups
+from autopar.cost_model.fusion_groups import Group, Groups
 from autopar.cost_model.fusion_nature import Nature, elements, is_elementwise, itemsize_of
 from autopar.cost_model.work import KINDS, aval_bytes, shape_of, work
 
@@ -37,6 +37,7 @@ class FusionGraph:
       charged_for: those of them whose reading its consumer pays (a matmul pays for its own).
       chains: for an unwritten value, the arithmetic that its consumers repeat for it.
       operations: vector instructions of an elementwise value.
+      convolved: the values a convolution's kernel makes on the way down its chain, and it.
       reads, softmaxes, beside: see ``FusionBorders``. kernels: its ``sources``.
     """
 
@@ -56,6 +57,7 @@ class FusionGraph:
     softmaxes: dict[Var, Var] = field(default_factory=dict[Var, Var])
     chains: dict[Var, frozenset[Var]] = field(default_factory=dict[Var, frozenset[Var]])
     operations: dict[Var, float] = field(default_factory=dict[Var, float])
+    convolved: dict[Var, JaxprEqn] = field(default_factory=dict[Var, JaxprEqn])
     beside: dict[Var, float] = field(default_factory=dict[Var, float])
 
     def __post_init__(self) -> None:
@@ -130,6 +132,8 @@ class FusionGraph:
             narrowest = min(map(itemsize_of, chain))
             while not softmax and itemsize_of(chain[-1]) > narrowest:
                 chain.pop()
+            if KINDS[eqn.primitive.name] == "conv" and self.grouped:
+                self.convolved |= dict.fromkeys(chain, eqn)
             if len(chain) > 1:
                 moved |= {var: var is chain[-1] for var in chain}
         return moved
@@ -180,12 +184,14 @@ class FusionGraph:
         )
 
     def _worth_keeping(self, var: Var, ancestors: frozenset[Var]) -> bool:
-        if len(self.users.get(var, [])) < 2 or var in self.cheap:
+        users = self.users.get(var, [])
+        if len(users) < 2 or var in self.cheap:
             return False
         full = [v for v in ancestors if v in self.written and elements(v) >= elements(var)]
-        size = sum(aval_bytes(v.aval) for v in full)
-        convolved = any(KINDS.get(u.primitive.name) == "conv" for u in self.users[var])
-        dear = convolved or size > RECOMPUTE_RATIO * aval_bytes(var.aval)
+        size, own = sum(aval_bytes(v.aval) for v in full), aval_bytes(var.aval)
+        dear = size > RECOMPUTE_RATIO * own
+        if any(KINDS.get(user.primitive.name) == "conv" for user in users):
+            dear |= not self.grouped or size * len(users) >= size + own * (1 + len(users))
         return len(full) >= 2 and dear
 
     def count_reads(self) -> None:
@@ -204,19 +210,20 @@ class FusionGraph:
                 needed = _behind(sources, self.needed_for)
                 self.kernels[outs[0]] = tuple(sorted(needed, key=place.__getitem__))
             if not region and (writes or not charged.isdisjoint(outs)):
-                at_hand = self._at_hand(groups, eqn, nature, sources) if self.grouped else set()
-                self._count_reads_of(eqn, at_hand)
+                group = Group(place[outs[0]], set())
+                if self.grouped:
+                    group = self._group(groups, eqn, nature, sources)
+                self._count_reads_of(eqn, group)
 
-    def _at_hand(
+    def _group(
         self, groups: Groups, eqn: JaxprEqn, nature: Nature, sources: Sequence[Var]
-    ) -> set[Var]:
-        """What need not be read where an equation is computed; to be added to."""
+    ) -> Group:
+        """The kernel of an equation; what it reads is to be added to what is at hand there."""
         outs = [out for out in eqn.outvars if out in self.written]
         light = nature.elementwise and not self.charged.isdisjoint(outs)
         if not light and not nature.reduces:
-            for out in outs:
-                groups.product(out)
-            return set()
+            found = groups.product(outs, self.convolved.get(eqn.outvars[0]))
+            return found if found.convolution else Group(0, set())
         through = max(map(elements, sources if nature.reduces else eqn.outvars), default=0)
         needed, made = _behind(sources, self.needed_for), () if nature.reduces else outs
         group = groups.light(groups.place[eqn.outvars[0]], made, needed, through)
@@ -224,15 +231,19 @@ class FusionGraph:
             total = sum([self.operations[var] for var in self._chain(sources)])
             self.beside[eqn.outvars[0]] = total / max(1, *map(elements, eqn.invars))
         group.at_hand.update(made)
-        return group.at_hand
+        return group
 
     def _chain(self, sources: Sequence[Var], *more: Var) -> frozenset[Var]:
         found = [self.chains[var] for var in sources if var in self.chains]
         return _NOTHING.union(*found, [var for var in more if var in self.operations])
 
-    def _count_reads_of(self, eqn: JaxprEqn, seen: set[Var]) -> None:
+    def _count_reads_of(self, eqn: JaxprEqn, group: Group) -> None:
+        """Charges what is read to the equation, or to the convolution whose kernel it is in."""
+        charged, seen = group.convolution or eqn, group.at_hand
+        if charged is not eqn:
+            self.charged.difference_update(eqn.outvars)
         for index, atom in enumerate(eqn.invars):
-            if not isinstance(atom, Var) or not (own := aval_bytes(atom.aval)):
+            if not isinstance(atom, Var) or not aval_bytes(atom.aval):
                 continue
             root = self.root(atom)
             fresh = self.charged_for.get(root, (root,))
@@ -241,7 +252,9 @@ class FusionGraph:
             most = elements(atom)
             size = sum([min(elements(v), most) * itemsize_of(v) for v in fresh])
             if size:
-                self.reads[eqn.outvars[0], index] = size / own
+                place = index if charged is eqn else 0
+                key, own = (charged.outvars[0], place), aval_bytes(charged.invars[place].aval)
+                self.reads[key] = self.reads.get(key, 0.0) + size / own
 
 
 def _behind(sources: Sequence[Var], table: Mapping[Var, frozenset[Var]]) -> frozenset[Var]:

@@ -12,17 +12,21 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jax.extend.core import Var
+from jax.extend.core import JaxprEqn, Var
 
 from autopar.cost_model.work import shape_of
 
 
 @dataclass(slots=True)
 class Group:
-    """One kernel: the place of its first equation, and the values that it has made or read."""
+    """One kernel: the place of its first equation, and the values that it has made or read.
+
+    ``convolution``: the one that the kernel is made around, if any.
+    """
 
     start: int
     at_hand: set[Var]
+    convolution: JaxprEqn | None = None
 
 
 @dataclass(slots=True)
@@ -41,9 +45,11 @@ class Groups:
     products: dict[Var, Group] = field(default_factory=dict[Var, Group])
     reading: dict[Var, Group] = field(default_factory=dict[Var, Group])
 
-    def product(self, out: Var) -> None:
-        """Adds a kernel of heavy work, that ends in ``out``."""
-        self.products[out] = Group(self.place[out], {out})
+    def product(self, outs: Sequence[Var], convolution: JaxprEqn | None) -> Group:
+        """Adds, and returns, a kernel of heavy work that ends in ``outs``."""
+        found = Group(max([self.place[out] for out in outs], default=0), set(outs), convolution)
+        self.products |= dict.fromkeys(outs, found)
+        return found
 
     def light(self, at: int, outs: Sequence[Var], needed: Collection[Var], elements: int) -> Group:
         """Adds light work, and returns its kernel, to what is at hand of which is to be added.

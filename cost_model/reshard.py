@@ -39,13 +39,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jax.extend.core import JaxprEqn
 
 from autopar.core.errors import InfeasibleError
-from autopar.core.layout import Layout, show
+from autopar.core.layout import Layout, is_partial, show
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model.hardware import Link
 from autopar.cost_model.layout_steps import Matrix, StepKind, Table, step_kind
 from autopar.cost_model.layout_tables import COALESCE_BYTES, Tables
+from autopar.cost_model.work import itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +150,17 @@ class Resharder:
         moved = 0 if kind in ("slice", "mask") else int(table.local_bytes[here]) * factor
         name = self.mesh.axes[axis].name
         return Collective(kind, name, moved, float(table.steps[here, there]), after)
+
+
+def casts_first(
+    eqn: JaxprEqn, operands: Sequence[Layout], results: Sequence[Layout], left: Layout
+) -> bool:
+    """Whether an equation in these layouts is a cast that is done before its operand, which lies as
+    ``left``, is moved: to fewer bytes, so that less is. Summands are not rounded.
+    """
+    return (
+        eqn.primitive.name == "convert_element_type"
+        and itemsize(eqn.outvars[0].aval) < itemsize(eqn.invars[0].aval)
+        and operands == results
+        and not is_partial(left)
+    )

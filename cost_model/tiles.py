@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from autopar.cost_model.work import Shape, shape_of
+from autopar.cost_model.work import LANES, ROWS, Shape, shape_of
 
 Minor = tuple[int, int]
 """The two dimensions that fill the tiles of a value."""
@@ -100,5 +100,5 @@ def tiled_elements(shape: Shape, minor: Minor | None) -> int:
 
 
 def _tile(lanes: int, rows: int) -> int:
-    padded = -(-rows // 8) * 8 if rows > 4 else 1 << max(0, rows - 1).bit_length()
-    return -(-lanes // 128) * 128 * padded
+    padded = -(-rows // ROWS) * ROWS if rows > 4 else 1 << max(0, rows - 1).bit_length()
+    return -(-lanes // LANES) * LANES * padded

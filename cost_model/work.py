@@ -39,6 +39,13 @@ VECTOR_WEIGHTS: Mapping[str, float] = {
 }
 """Elementwise and other per-element operations that take more than one vector instruction."""
 
+CONVOLVED = 5.0
+"""Vector instructions per element of a convolution's result, with all that its kernel does to it
+(the compiler's cycles, v5e: 8 for 1024 elements, whatever is done to them)."""
+
+ROWS, LANES = 8, 128
+"""A tile of a TPU: rows of elements that lie side by side, as a convolution's features do."""
+
 _NOTHING = (
     *("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "copy", "copy_p"),
     *("convert_element_type", "bitcast_convert_type", "iota", "stop_gradient", "slice", "rev"),
@@ -114,6 +121,11 @@ class Conv:
         k = math.prod(rhs) // max(1, rhs[self.rhs_out])
         return 1, max(1, m // self.holes), n, k
 
+    def laid_out(self, out: Shape) -> int:
+        """Elements of the result, its features padded to ``LANES``."""
+        n = max(1, out[self.out_feature])
+        return math.prod(out) // n * -(-n // LANES) * LANES
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -152,6 +164,8 @@ class Work:
         """Weighted operations of the vector units."""
         if not self.weight:
             return 0.0
+        if isinstance(self.matmul, Conv):
+            return self.weight * self.matmul.laid_out(results[0])
         if self.kind in ("reduce", "linalg") and operands:
             elements = math.prod(operands[0])
             side = operands[0][-1] if self.kind == "linalg" and operands[0] else 1
@@ -178,13 +192,14 @@ class Work:
 
 
 _DUS = "dynamic_update_slice"
+_WEIGHTS = {"map": 1.0, "reduce": 1.0, "update": 1.0, "linalg": 2.0, "conv": CONVOLVED}
 
 
 def work(eqn: JaxprEqn) -> Work:
     """Describes an equation's work."""
     primitive = eqn.primitive.name
     kind = kind_of(eqn)
-    weight = {"map": 1.0, "reduce": 1.0, "update": 1.0, "linalg": 2.0}.get(kind, 0.0)
+    weight = _WEIGHTS.get(kind, 0.0)
     return Work(
         primitive=primitive,
         kind=kind,

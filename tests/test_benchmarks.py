@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,35 @@ def test_groups_are_ranked_as_measured_out_of_memory_included(
     pairs = zip((30.0, 20.0, -math.inf), predicted, strict=True)
     members = [published["Member"](str(i), *pair) for i, pair in enumerate(pairs)]
     assert published["ranked_alike"](members) is alike
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "failed"),
+    [
+        (1, "XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying", "out of memory"),
+        (-9, "", "out of memory"),
+        (1, "ValueError: no such model", None),
+    ],
+)
+def test_a_run_without_room_is_a_row_and_another_failure_is_none(
+    code: int, said: str, failed: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = load("device.py", monkeypatch)
+    done = subprocess.CompletedProcess([], code, stderr=said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    run = next(device["runs"](True, 1, ""))
+    if failed is None:
+        with pytest.raises(RuntimeError, match="no such model"):
+            device["measure"](run)
+    else:
+        assert device["measure"](run).failed == failed
+
+
+@pytest.mark.slow
+def test_a_step_is_measured_beside_its_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = load("device.py", monkeypatch)
+    for run in list(device["runs"](True, 2, "cpu:1"))[1:3]:
+        found = device["measure"](run)
+        assert not found.failed
+        assert min(found.measured_s, found.predicted_s, found.tokens_per_s) > 0
+        assert min(found.measured_bytes, found.predicted_bytes) > 0

@@ -19,7 +19,7 @@ from autopar.core.errors import PlanError
 from autopar.core.layout import Layout, show, to_spec
 from autopar.core.mesh import MeshSpec
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,9 @@ class CollectiveUse:
       seconds: time of all of them.
       value: the value moved, by its name in the user's program.
       form: how XLA:TPU carries it out under ``jit``: ``windowed`` (a product and its scattering
-        piece by piece), ``whole`` (by an all-reduce), ``joined`` (to an exchange over another
-        axis), or empty: as it is.
+        piece by piece), ``whole`` (by an all-reduce), ``small`` (the same, under ``shard_map``
+        too), ``joined`` (to an exchange over another axis), or empty: as it is.
+      padding: bytes by which XLA:TPU pads what each device keeps of a reduce-scatter (shard_map).
     """
 
     kind: str
@@ -77,6 +78,7 @@ class CollectiveUse:
     seconds: float
     value: str
     form: str = ""
+    padding: int = 0
 
 
 @dataclass(frozen=True, slots=True)

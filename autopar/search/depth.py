@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
@@ -49,6 +49,11 @@ class Shorter:
     generic: NDArray[np.bool_]
     times: int
 
+    def on(self, problem: Problem) -> Less:
+        """Its memory on one mesh."""
+        program = self.memory.program(self.problem(problem))
+        return Less(program, self.nodes, self.instants, self.generic, self.times)
+
     def problem(self, problem: Problem) -> Problem:
         """The same network, as to its own nodes."""
         variables = tuple([problem.variables[node] for node in self.nodes])
@@ -77,6 +82,7 @@ class Depth:
     memory: MemoryModel
     fold: Fold | None = None
     shorter: tuple[Shorter, ...] = ()
+    _memories: dict[int, MeshMemory] = field(init=False, default_factory=dict[int, MeshMemory])
 
     @classmethod
     def plain(cls, step: Step, chip: Chip, shares: Mapping[Var, float]) -> Depth:
@@ -130,14 +136,10 @@ class Depth:
 
     def memory_on(self, problem: Problem) -> MeshMemory:
         """What the whole step holds on one mesh."""
-        less = [
-            Less(
-                one.memory.program(one.problem(problem)),
-                *(one.nodes, one.instants, one.generic, one.times),
-            )
-            for one in self.shorter
-        ]
-        return MeshMemory(self.memory.program(problem), self.memory.usable_bytes, tuple(less))
+        if id(problem) not in self._memories:
+            program, less = self.memory.program(problem), [one.on(problem) for one in self.shorter]
+            self._memories[id(problem)] = MeshMemory(program, self.memory.usable_bytes, tuple(less))
+        return self._memories[id(problem)]
 
     def names(self, node: Node) -> tuple[str, ...]:
         """The nodes of the whole step that a node stands for."""

@@ -4,6 +4,8 @@
   is computed piece by piece along the ring (*windowed*), unless the dimension that is scattered was
   split already, or the devices are all of a 2x2 slice.
 * Convolutions, but for kernels' gradients, and what ``cost_model.whole`` says, are reduced *whole*.
+* What is scattered in parts that fill no tiles, or but one, is reduced whole (*small*: under
+  ``shard_map``, which folds parts into tiles, only if they fill but one).
 * Where all axes that split one dimension come to split another, there is one exchange: of the
   all-to-alls that do it axis by axis all but the first are *joined* to it, and send nothing.
 
@@ -20,15 +22,21 @@ from typing import Literal
 
 from jax.extend.core import JaxprEqn
 
-from autopar.core.layout import Layout, Split, is_partial
+from autopar.core.layout import Layout, Split, is_partial, local_shape
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model.hardware import Level
 from autopar.cost_model.reshard import Collective
-from autopar.cost_model.whole import gathers_by_reduction, scatters_by_reduction
+from autopar.cost_model.whole import (
+    folded,
+    gathers_by_reduction,
+    is_too_small,
+    scatter_padding,
+    scatters_by_reduction,
+)
 from autopar.cost_model.work import shape_of
 from autopar.search.graph import Edge, Graph
 
-Form = Literal["", "windowed", "whole", "joined"]
+Form = Literal["", "windowed", "whole", "small", "joined"]
 
 WINDOWED = range(4, 33)
 """Devices round the ring of a windowed product."""
@@ -47,9 +55,16 @@ class Forms:
 
     def of(self, path: Sequence[Collective], edge: Edge, left: Layout) -> tuple[Form, ...]:
         """The form of every step of ``path``, which an edge takes from layout ``left``."""
-        return tuple(self._form(step, path, edge.src, left) for step in path)
+        return tuple(self._form(step, path, edge, left) for step in path)
 
-    def _form(self, step: Collective, path: Sequence[Collective], made: int, left: Layout) -> Form:
+    def padding(self, step: Collective, edge: Edge, itemsize: int) -> int:
+        """See ``CollectiveUse``; of elements of this size."""
+        if step.kind != "reduce-scatter":
+            return 0
+        part = folded(local_shape(edge.shape, step.layout, self.mesh))
+        return scatter_padding(self.levels, self._size([step]), part, itemsize)
+
+    def _form(self, step: Collective, path: Sequence[Collective], edge: Edge, left: Layout) -> Form:
         alike = [one for one in path if one.kind == step.kind]
         if step.kind == "all-gather":
             payload = max(one.bytes for one in alike)
@@ -59,14 +74,17 @@ class Forms:
             return "joined" if self._is_one_exchange(alike, path[-1].layout, left) else ""
         if step.kind != "reduce-scatter":
             return ""
-        target, (eqn, moved) = self._target(step), self._made_by(made)
+        target, (eqn, moved) = self._target(step), self._made_by(edge.src)
         sizes = zip(left, self.mesh.sizes, strict=True)
         size = math.prod(n for p, n in sizes if is_partial((p,)) or (moved and p == target))
         windowed = is_windowed(eqn, size, self.mesh.device_count)
         if windowed and (moved or target not in left):
             return "" if step is not path[-1] or is_partial(step.layout) else "windowed"
+        part = local_shape(edge.shape, step.layout, self.mesh)
+        if is_too_small(self.levels, size, folded(part)):
+            return "small"
         whole = scatters_by_reduction(self.levels, size) or _is_convolved(eqn)
-        return "whole" if whole else ""
+        return "whole" if whole or is_too_small(self.levels, size, part) else ""
 
     def _is_one_exchange(self, steps: Sequence[Collective], right: Layout, left: Layout) -> bool:
         """Whether all axes exchanged on the way go from one dimension to one other."""

@@ -37,11 +37,12 @@ class KernelTimes:
                 state = states[node.index]
                 key = variable, id(state)
                 if key not in self._seconds:
-                    self._seconds[key] = self._of(problem, node, state)
+                    self._seconds[key] = self.seconds(problem, node, state)
                 spent[instant] += self._seconds[key]
         return Pace.of(spent, self.chip)
 
-    def _of(self, problem: Problem, node: Node, state: State) -> float:
+    def seconds(self, problem: Problem, node: Node, state: State) -> float:
+        """Of an equation in a state."""
         eqn = node.eqn
         assert eqn is not None
         ins = local_shapes([shape_of(v.aval) for v in eqn.invars], state.operands, problem.mesh)

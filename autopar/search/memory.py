@@ -8,7 +8,7 @@ instant as a linear constraint, without those copies, so it never forbids what w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -27,7 +27,7 @@ from autopar.search.domains import State
 from autopar.search.graph import Graph
 from autopar.search.kernel_times import KernelTimes
 from autopar.search.memory_curve import Less, Stacked, Unfolded
-from autopar.search.network import FORBIDDEN, Limit, Network
+from autopar.search.network import FORBIDDEN, IntArray, Limit, Network
 from autopar.search.problem import Problem
 from autopar.search.program_memory import ProgramMemory
 
@@ -116,6 +116,11 @@ class MeshMemory:
         self._known = np.flatnonzero(known)
 
     @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which instants are of layers that are kept, and so exact."""
+        return np.isin(np.arange(self.program.timeline.instants), self._known)
+
+    @property
     def vmem_bytes(self) -> int:
         """Of on-chip memory."""
         return self.program.vmem_bytes
@@ -165,15 +170,20 @@ class MeshMemory:
 
     def limit(self, instant: int, budget: int) -> Limit:
         """``live bytes at instant <= budget`` as a linear constraint over the variables."""
-        own = self.program.weights(instant)
+        weights = self.weights(instant)
+        room = budget + self.vmem_bytes  # short-lived values may lie on the chip
+        return Limit({v: w for v, w in sorted(weights.items()) if w.any()}, room)
+
+    def weights(self, instant: int, without: Collection[Var] = ()) -> dict[int, IntArray]:
+        """What a limit counts, of each variable, but for some values."""
+        own = self.program.weights(instant, without)
         weights = dict(own)
         for less in self.less:
-            other = less.program.weights(int(less.instants[instant]))
+            other = less.program.weights(int(less.instants[instant]), without)
             for part, sign in ((own, less.times), (other, -less.times)):
                 for variable, each in part.items():
                     weights[variable] = weights.get(variable, np.zeros_like(each)) + sign * each
-        room = budget + self.vmem_bytes  # short-lived values may lie on the chip
-        return Limit({v: w for v, w in sorted(weights.items()) if w.any()}, room)
+        return weights
 
     def lightest(self, instants: Iterable[int]) -> Network:
         """The same choices, with bytes at these instants for an objective.

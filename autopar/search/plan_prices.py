@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from autopar.core.layout import Layout, local_shape, local_shapes, replicated
-from autopar.core.plan import Plan
+from autopar.core.mesh import MeshSpec
+from autopar.core.plan import Plan, Strategy, ValuePlan
 from autopar.cost_model import Cluster, FusionBorders, Resharder, equation_seconds, work
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.passes.rules import regions
 from autopar.passes.rules.borders import Border
 from autopar.passes.trace import Step
+from autopar.search.memory import heaviest
+from autopar.search.prepared import Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Layouts:
+    """What prices depend on of a plan; see there."""
+
+    mesh: MeshSpec
+    inputs: tuple[ValuePlan, ...]
+    strategies: Mapping[str, Strategy]
+    hubs: Mapping[str, Layout]
 
 
 class PlanPrices:
@@ -23,7 +37,7 @@ class PlanPrices:
       step: the program that the plan is for.
     """
 
-    def __init__(self, step: Step, plan: Plan, cluster: Cluster) -> None:
+    def __init__(self, step: Step, plan: Plan | Layouts, cluster: Cluster) -> None:
         self.plan, self.chip = plan, cluster.chip
         self.resharder = Resharder(plan.mesh, cluster.axis_links(plan.mesh))
         self.layouts: dict[Var, Layout] = {}
@@ -87,10 +101,21 @@ class PlanPrices:
                     own = self.plan.strategies[name].results[port]
                     self.layouts[var] = self.plan.hubs.get(f"{name}.{port}", own)
             else:
-                border = Border(self.plan, name)
+                border = Border(self.plan.hubs, name)
                 for region in nested:
                     self.layouts.update(
                         zip(region.body.invars, border.entries(region), strict=True)
                     )
                     self._walk(region.body, f"{name}/{region.name}/")
                 self.layouts.update(zip(eqn.outvars, border.results(nested), strict=True))
+
+
+def heaviest_of(prepared: Prepared, plan: Plan) -> str:
+    """The largest values at the peak, by name and size."""
+    step, cluster = prepared.step, prepared.cluster
+    timeline = prepared.memory.timeline
+    prices = PlanPrices(step, plan, cluster)
+    sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
+    instant, _ = timeline.peak(sizes, vmem_bytes=cluster.chip.vmem_bytes)
+    paths = dict(zip(step.jaxpr.jaxpr.invars, step.in_paths, strict=True))
+    return heaviest(timeline, sizes, instant, paths)

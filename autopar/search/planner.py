@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from autopar.core.errors import ClusterError, InfeasibleError, PinError
 from autopar.core.mesh import MeshSpec
-from autopar.core.plan import Plan
+from autopar.core.plan import Plan, SolverReport
 from autopar.cost_model import Cluster, format_bytes
 from autopar.passes.trace import Step
 from autopar.search import pins as pins_
@@ -98,38 +98,23 @@ def planned(prepared: Prepared, best: Candidate, options: Options, seconds: floa
     assert found.choice is not None
     states = problem.states(found.choice)
     predicted = record.prediction(depth, cluster, problem, found.choice, best.peak_bytes)
-    name = (
-        options.search if options.search in ("exhaustive", "random") else default_solver().__name__
-    )
-    solver = record.solver_report(
-        problem, name, found.status, found.cost, found.bound, seconds, prepared.alike
-    )
+    solver = report(prepared, best, options, seconds)
     text = options.as_text()
     return record.assembled(depth, cluster, problem, states, predicted, solver, text)
+
+
+def report(prepared: Prepared, best: Candidate, options: Options, seconds: float) -> SolverReport:
+    """What is known of the plan's quality."""
+    search, found = options.search, best.solution
+    name = search if search in ("exhaustive", "random") else default_solver().__name__
+    known = found.status, found.cost, found.bound
+    return record.solver_report(best.problem, name, *known, seconds, prepared.alike)
 
 
 def nearest(failures: list[InfeasibleError]) -> InfeasibleError:
     """The failure that came nearest to the budget."""
     known = [f for f in failures if f.least_bytes is not None]
     return min(known, key=lambda f: f.least_bytes or 0) if known else failures[0]
-
-
-def unfolded(prepared: Prepared, found: Candidate, plain: Prepared) -> Candidate:
-    """The same for the same step with no layers folded."""
-    if prepared is plain:
-        return found
-    problem = plain.problem(found.problem.mesh)
-    states = found.solution.choice or ()
-    names = {
-        name: states[variable]
-        for node, variable in zip(prepared.graph.nodes, found.problem.variables, strict=True)
-        for name in prepared.depth.names(node)
-    }
-    own = zip(plain.graph.nodes, problem.variables, strict=True)
-    chosen = {variable: names[node.name] for node, variable in own}
-    choice = tuple(chosen[variable] for variable in range(len(chosen)))
-    solution = dataclasses.replace(found.solution, choice=choice, cost=problem.network.cost(choice))
-    return dataclasses.replace(found, problem=problem, solution=solution)
 
 
 def _meshes(cluster: Cluster, options: Options, own: MeshSpec | None) -> tuple[MeshSpec, ...]:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from jax.extend.core import Var
 
 from autopar.core.layout import Layout, local_shape, shifted
-from autopar.cost_model.memory import Bytes, Extra, Timeline
+from autopar.cost_model.memory import Bytes, Extra, Lasting, Timeline
 from autopar.cost_model.on_chip import Pace
 from autopar.cost_model.tiles import Minor, tiled_elements
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.search.copies import Gradient, Held, Streamed
 from autopar.search.domains import State
-from autopar.search.holding import Copies
+from autopar.search.holding import Copies, Moved
 from autopar.search.kernel_times import KernelTimes
 from autopar.search.network import IntArray
 from autopar.search.problem import Problem
 
 UNGROUPED = 4
 """Dimensions of scores whose queries do not share keys: batch, heads, and both lengths."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """What a choice holds; ``choice`` names its ``states``. ``held``: see ``Copies.of``."""
+
+    choice: tuple[int, ...]
+    states: tuple[State, ...]
+    pace: Pace | None
+    held: dict[tuple[bool, bool], tuple[dict[Var, int], Moved]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -47,13 +57,11 @@ class ProgramMemory:
     times: KernelTimes | None = None
     _tables: dict[object, IntArray] = field(default_factory=dict)
     _sizes: dict[object, int] = field(default_factory=dict)
+    _last: _Last | None = None
 
     def live(self, states: Sequence[State], pieces: bool = True, waiting: bool = True) -> Bytes:
         """Bytes at every instant; ``pieces``, ``waiting``: see ``Copies.of``."""
-        bytes_of = self.bytes_of(states, pieces)
-        moved = self._held_by_moves.of(states, bytes_of, pieces, waiting and self.waits)
-        laid = moved.extra, self.vmem_bytes, moved.lasting, self._pace(states)
-        return self.timeline.profile(bytes_of, *laid)
+        return self.timeline.profile(*self._held(states, pieces, waiting))
 
     def load(self, instant: int, states: Sequence[State]) -> int:
         """What the limit at an instant counts of a choice."""
@@ -66,24 +74,38 @@ class ProgramMemory:
 
     def stacked(self, states: Sequence[State], waiting: bool = True) -> Mapping[str, Bytes]:
         """Bytes at every instant, by category."""
-        bytes_of = self.bytes_of(states)
-        moved = self._held_by_moves.of(states, bytes_of, True, waiting and self.waits)
-        laid = moved.extra, self.vmem_bytes, moved.lasting, self._pace(states)
-        return self.timeline.stacked(bytes_of, *laid)
+        return self.timeline.stacked(*self._held(states, True, waiting))
 
-    def weights(self, instant: int) -> dict[int, IntArray]:
-        """Of each variable, the bytes at an instant in each of its states, copies left out."""
+    def _held(
+        self, states: Sequence[State], pieces: bool, waiting: bool
+    ) -> tuple[Mapping[Var, int], Iterable[Extra], float, Lasting, Pace | None]:
+        """The arguments of ``Timeline.profile``; of the last choice asked for they are kept."""
+        choice, asked = tuple(map(id, states)), (pieces, waiting and self.waits)
+        if self._last is None or self._last.choice != choice:
+            self._last = _Last(choice, tuple(states), self._pace(states))
+        if asked not in self._last.held:
+            sizes = self.bytes_of(states, pieces)
+            self._last.held[asked] = sizes, self._held_by_moves.of(states, sizes, *asked)
+        sizes, moved = self._last.held[asked]
+        return sizes, moved.extra, self.vmem_bytes, moved.lasting, self._last.pace
+
+    def weights(self, instant: int, without: Collection[Var] = ()) -> dict[int, IntArray]:
+        """Of each variable, the bytes at an instant in each of its states, copies left out, and
+        some values.
+        """
         weights: dict[int, IntArray] = {}
         for buffer in self.timeline.live_at(instant):
-            _add(weights, self.problem, *self._table(buffer.var, buffer.scale))
+            if buffer.var not in without:
+                _add(weights, self.problem, *self.table(buffer.var, buffer.scale))
         for node in self.problem.graph.nodes:
             if node.kind == "input" and node.index in self.problem.graph.shared_inputs:
                 start, end = self.timeline.uses.get(node.var, (0, -1)) if node.var else (0, -1)
                 if start <= instant <= end:
                     _add(weights, self.problem, node.index, self._copies(node.index))
         for held in self.held:
-            if held.is_weight and held.start <= instant <= held.end:
-                _add(weights, self.problem, *self._table(held.var, 1.0))
+            there = held.start <= instant <= held.end and held.var not in without
+            if held.is_weight and there:
+                _add(weights, self.problem, *self.table(held.var, 1.0))
         return weights
 
     def bytes_of(self, states: Sequence[State], pieces: bool = True) -> dict[Var, int]:
@@ -93,7 +115,7 @@ class ProgramMemory:
         for buffer in self.timeline.buffers:
             node, port, shift = sources[buffer.var]
             layout = _resting(self.problem, node, states, port)
-            found[buffer.var] = self._local_bytes(buffer.var, shifted(layout, shift), pieces)
+            found[buffer.var] = self.bytes_in(buffer.var, shifted(layout, shift), pieces)
         return found
 
     def streams(self, states: Sequence[State]) -> Iterable[tuple[Var, Extra]]:
@@ -110,9 +132,9 @@ class ProgramMemory:
     @property
     def _held_by_moves(self) -> Copies:
         parts = (self.timeline, self.held, self.streamed, self.gradients)
-        return Copies(*parts, self.problem, self._local_bytes)
+        return Copies(*parts, self.problem, self.bytes_in)
 
-    def _table(self, var: Var, scale: float) -> tuple[int, IntArray]:
+    def table(self, var: Var, scale: float) -> tuple[int, IntArray]:
         """The node that decides about ``var``, and its bytes in each of its states."""
         source = self.problem.graph.sources[var]
         domain = self.problem.domains[source.node]
@@ -124,7 +146,7 @@ class ProgramMemory:
             is_input = self.problem.graph.nodes[source.node].kind == "input"
             layouts = [s.operands[0] if is_input else s.results[source.port] for s in domain]
             self._tables[key] = np.array(
-                [scale * self._local_bytes(var, shifted(one, source.shift)) for one in layouts],
+                [scale * self.bytes_in(var, shifted(one, source.shift)) for one in layouts],
                 np.int64,
             )
         return source.node, self._tables[key]
@@ -135,10 +157,10 @@ class ProgramMemory:
         assert var is not None
         domain = self.problem.domains[index]
         same = [state.operands == state.results for state in domain]
-        sizes = [self._local_bytes(var, state.results[0]) for state in domain]
+        sizes = [self.bytes_in(var, state.results[0]) for state in domain]
         return np.where(same, 0, np.array(sizes, np.int64))
 
-    def _local_bytes(self, var: Var, layout: Layout, pieces: bool = True) -> int:
+    def bytes_in(self, var: Var, layout: Layout, pieces: bool = True) -> int:
         """Bytes of one device's part; see ``live`` for ``pieces``.
 
         A matmul's kernel goes on to a softmax only where a device has several sequences and several

@@ -18,6 +18,7 @@ from autopar.core.plan import (
 from autopar.cost_model import Chip, Cluster
 from autopar.cost_model.hardware import Level
 from autopar.cost_model.overlap import step_time
+from autopar.cost_model.reshard import casts_first
 from autopar.cost_model.work import itemsize
 from autopar.passes.trace import Step
 from autopar.search.depth import Depth, named_by_source
@@ -87,8 +88,8 @@ def collectives(
     depth: Depth, problem: Problem, states: Sequence[State], levels: Sequence[Level]
 ) -> tuple[CollectiveUse, ...]:
     """Every collective of one step, those alike together. ``levels``: those of the cluster."""
-    counts: dict[tuple[str, str, int, str, str], int] = defaultdict(int)
-    seconds: dict[tuple[str, str, int, str, str], float] = defaultdict(float)
+    counts: dict[tuple[str, str, int, str, str, int], int] = defaultdict(int)
+    seconds: dict[tuple[str, str, int, str, str, int], float] = defaultdict(float)
     graph, forms = problem.graph, Forms(problem.graph, problem.mesh, levels)
     moves = [
         (graph.edges[place], int(graph.edge_copies[place]), left, right)
@@ -97,18 +98,31 @@ def collectives(
     for edge, copies, left, right in (*moves, *_unrestings(problem, states)):
         shape, size = edge.shape, edge.itemsize
         path = problem.resharder.path(shape, size, left, right, coalesced=edge.coalesced)
+        moved = _moved_itemsize(problem, states, edge, left)
         for one, form in zip(path, forms.of(path, edge, left), strict=True):
             if one.bytes == 0:
                 continue
             names = _value_names(depth, edge)
+            padding = forms.padding(one, edge, moved)
             for name in names:
-                key = (one.kind, one.axis, one.bytes, name, form)
+                key = (one.kind, one.axis, one.bytes * moved // size, name, form, padding)
                 counts[key] += edge.weight * copies // len(names)
                 seconds[key] += edge.weight * copies // len(names) * one.seconds
     return tuple(
         CollectiveUse(*key[:3], count, seconds[key], *key[3:])
         for key, count in sorted(counts.items())
     )
+
+
+def _moved_itemsize(problem: Problem, states: Sequence[State], edge: Edge, left: Layout) -> int:
+    """Bytes an element of what an edge moves: what is cast to fewer on arrival is cast before.
+
+    The search prices it as if not: so do its seconds.
+    """
+    eqn, state = problem.graph.nodes[edge.dst].eqn, states[edge.dst]
+    if eqn is None or not casts_first(eqn, state.operands, state.results, left):
+        return edge.itemsize
+    return itemsize(eqn.outvars[0].aval)
 
 
 def _unrestings(

@@ -11,7 +11,9 @@ Neither loses the optimum. What is left is what a solver has to search.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,12 +27,25 @@ MAX_TABLE = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Eliminated:
-    """``values[best[x_a, x_b, ...]]`` is what ``index`` takes; ``x_a`` counts in ``scope[a]``."""
+    """A variable that takes whichever of ``values`` is best beside what its neighbours took.
+
+    Attributes:
+      costs: of its values, ``tables``: of them beside each neighbour's.
+      neighbours: each neighbour, and the values that its table counts.
+    """
 
     index: int
     values: IntArray
-    scope: tuple[tuple[int, IntArray], ...]
-    best: IntArray
+    costs: IntArray
+    neighbours: tuple[tuple[int, IntArray], ...]
+    tables: tuple[IntArray, ...]
+
+    def best(self, chosen: Mapping[int, int]) -> int:
+        """The value for these of its neighbours; the first, if several are as good."""
+        total = self.costs
+        for (n, values), table in zip(self.neighbours, self.tables, strict=True):
+            total = total + table[:, np.searchsorted(values, chosen[n])]
+        return int(self.values[total.argmin()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +57,8 @@ class Undo:
 
     def __call__(self, choice: tuple[int, ...]) -> tuple[int, ...]:
         chosen = {i: int(values[c]) for (i, values), c in zip(self.kept, choice, strict=True)}
-        for record in reversed(self.eliminated):
-            where = tuple(int(np.searchsorted(values, chosen[n])) for n, values in record.scope)
-            chosen[record.index] = int(record.values[record.best[where]])
+        for one in reversed(self.eliminated):
+            chosen[one.index] = one.best(chosen)
         return tuple(chosen[i] for i in range(len(chosen)))
 
 
@@ -149,25 +163,23 @@ def _eliminate(work: _Work, i: int) -> tuple[int, ...]:
         return ()
     if size * math.prod(shape) > MAX_TABLE and size > 1:
         return ()
-    tables = [work.tables[i][n] for n in neighbours]
-    scope = tuple((n, work.values[n]) for n in neighbours)
+    tables = tuple([work.tables[i][n] for n in neighbours])
+    scope = tuple([(n, work.values[n]) for n in neighbours])
+    gone = Eliminated(i, work.values[i], work.unary[i], scope, tables)
+    work.drop(i)
     if size == 1:
-        work.eliminated.append(Eliminated(i, work.values[i], (), np.zeros((), np.int64)))
-        pieces = [table[0] for table in tables]
-        work.offset += int(work.unary[i][0])
-        work.drop(i)
-        for n, piece in zip(neighbours, pieces, strict=True):
-            work.unary[n] = np.minimum(work.unary[n] + piece, FORBIDDEN)
+        work.eliminated.append(dataclasses.replace(gone, neighbours=(), tables=()))
+        work.offset += int(gone.costs[0])
+        for n, table in zip(neighbours, tables, strict=True):
+            work.unary[n] = np.minimum(work.unary[n] + table[0], FORBIDDEN)
         return neighbours
-    total = work.unary[i].reshape((size,) + (1,) * len(shape))
+    work.eliminated.append(gone)
+    total = gone.costs.reshape((size,) + (1,) * len(shape))
     for axis, table in enumerate(tables):
         spread = [1] * len(shape)
         spread[axis] = shape[axis]
         total = total + table.reshape((size, *spread))
-    best = np.asarray(total.argmin(axis=0))
     least = np.minimum(total.min(axis=0), FORBIDDEN)
-    work.eliminated.append(Eliminated(i, work.values[i], scope, best))
-    work.drop(i)
     if len(neighbours) == 2:
         work.connect(*neighbours, least)
     elif neighbours:

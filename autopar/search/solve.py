@@ -5,20 +5,22 @@ entries, more than a solver can be handed; one on two axes takes it most of a se
 (``bounds.py``) come before:
 
 * sweeps raise the bound until it settles; assignments decoded on the way rule values out;
-* what is left is searched for an assignment that costs at most a thousandth more than the bound:
+* what is left is searched for an assignment that costs at most a little more than the bound:
   what only dearer ones have goes, and the bound of what is left is raised in turn, until little is
   left or nothing, which is a proof that there is none;
 * the exact solver gets the little. If it finds nothing either, the room above the bound is doubled.
 
-Bounds know nothing of limits. Under limits small networks go to the solver at once, and large ones
-are first solved by *blocks*: two axes are searched exactly while the others stay as they are, pair
-by pair until no pair improves. It begins with axes that do the same.
+Bounds know nothing of limits, which make most plans little dearer. Where they make it dearer than
+what is searched first, the solver gets the whole, or what is no dearer than a plan by *blocks*: two
+axes are searched exactly while the others stay as they are, pair by pair until no pair improves. It
+begins with axes that do the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autopar.search.bounds import SWEEPS, Messages
+from autopar.search.bounds import Messages
 from autopar.search.network import FORBIDDEN, IntArray, Network, Solution
 from autopar.search.shrink import Undo, shrink
 from autopar.search.solvers import Solver, default_solver, descend
@@ -40,7 +42,7 @@ LARGE = 3_000_000
 SETTLED = 1e-3
 """Share by which a round raises a bound that has yet to settle."""
 
-NEAR = 1e-3
+NEAR = 5e-4
 """Share of the bound by which the cost first aimed at is above it, at least."""
 
 PART = 16
@@ -51,11 +53,8 @@ ENOUGH = 6
 """Times ``SMALL``: entries of what is left of a larger network from which on a solver gets it. Most
 of its values are ruled out, so that it is settled sooner than one of that size as it is."""
 
-FEW = 0.025
-"""Share of a network's entries that is enough too: of forty million, a million."""
-
-WORTHWHILE = 0.95
-"""Share of the entries that a round may leave to be worth another."""
+FEW = 0.0125
+"""Share of a network's entries that is enough too: of forty million, half a million."""
 
 AxisChoices = Sequence[IntArray]
 """For each variable, ``[value, mesh axis]``: a number for what the value does on the axis."""
@@ -84,22 +83,20 @@ def solve(
         return _only(network, known)
     solver = solver or default_solver()
     deadline = time.monotonic() + seconds
-    if not network.limits and network.entries > small:
-        smaller, undo = shrink(network, dead_ends=False)  # bounds will find them, and more
-        found = _closing_in(smaller, known, solver, deadline, small)
-        return _undone(network, undo, found)
+    if network.entries <= small:
+        return _whole(network, known, seconds, solver)
+    if network.limits:
+        return _limited(network, known, _Parts(network, axes, solver, deadline), small, large)
+    smaller, undo = shrink(network, dead_ends=False)  # bounds will find them, and more
+    found = _closing_in(smaller, known, solver, deadline, small)
+    return _undone(network, undo, found)
+
+
+def _whole(network: Network, known: int, seconds: float, solver: Solver) -> Solution:
+    """What the solver makes of all that shrinking leaves."""
     smaller, undo = shrink(network)
-    if smaller.entries <= small or not (axes and smaller.entries > large):
-        upper = None if known >= FORBIDDEN else known - 1
-        return _undone(network, undo, solver(smaller, seconds, upper))
-    first = _by_blocks(_Parts(network, axes, solver, deadline))
-    if first.choice is None and known >= FORBIDDEN:
-        return first
-    found = _closing_in(smaller, min(known, first.cost), solver, deadline, small)
-    if found.choice is not None or first.cost >= known:
-        return _undone(network, undo, found)
-    status = "optimal" if found.status == "infeasible" else "feasible"
-    return dataclasses.replace(first, bound=found.bound, status=status)
+    most = None if known >= FORBIDDEN else known - 1
+    return _undone(network, undo, solver(smaller, seconds, most))
 
 
 def _only(network: Network, known: int) -> Solution:
@@ -129,7 +126,7 @@ def _closing_in(
     Without one the status says whether that is proven (``infeasible``) or not (``unknown``).
     """
     work = Messages(network)
-    enough = small if network.limits else max(ENOUGH * small, int(FEW * work.entries))
+    enough = max(ENOUGH * small, int(FEW * work.entries))
     best = _settled(work, Solution(None, min(known, FORBIDDEN // 2), 0, "infeasible"), deadline)
     excess = 0 if best.choice is None else best.cost - work.bound
     bound, room = work.bound, max(1, int(NEAR * work.bound), excess // PART)
@@ -151,18 +148,42 @@ def _closing_in(
     return dataclasses.replace(best, bound=min(bound, best.cost), status=status)
 
 
+def _limited(network: Network, known: int, parts: _Parts, small: int, large: int) -> Solution:
+    """The same under limits, of which bounds know nothing: most make an assignment little dearer,
+    so what is ``NEAR`` the bound is searched first. Where nothing is, a large network is searched
+    for what is better than what blocks find, any other whole.
+    """
+    solver, deadline = parts.solver, parts.deadline
+    smaller, undo = shrink(network, dead_ends=False)
+    work = Messages(smaller)
+    _settled(work, Solution(None, min(known, FORBIDDEN // 2), 0, "infeasible"), deadline)
+    near = min(known - 1, math.floor((1 + NEAR) * work.bound))
+    found = _within(work.copy(), near, solver, deadline, small)
+    if found.choice is not None or near == known - 1:
+        found = dataclasses.replace(found, bound=max(found.bound, work.bound))
+        return _undone(network, undo, found)
+    if not (parts.axes and smaller.entries > large):
+        return _whole(network, known, parts.left, solver)
+    first = _by_blocks(parts)
+    if first.choice is None and known >= FORBIDDEN:
+        return first
+    found = _within(work, min(known, first.cost) - 1, solver, deadline, small)
+    if found.cost < first.cost or first.cost >= known:
+        return _undone(network, undo, found)
+    status = "optimal" if found.status == "infeasible" else "feasible"
+    return dataclasses.replace(first, bound=min(found.bound, first.cost), status=status)
+
+
 def _settled(work: Messages, best: Solution, deadline: float) -> Solution:
     """Raises the bound until it settles; the best assignment decoded, if it is better."""
     before = -1
+    work.round()  # after one all is far off
     while work.bound - before > SETTLED * work.bound and time.monotonic() < deadline:
         before = work.bound
-        for turn in range(2 * SWEEPS):
-            back = turn % 2 == 1
-            work.sweep(back)
-            if turn >= 2 * SWEEPS - 2:
-                choice = descend(work.network, work.decoded(not back))
-                if (cost := work.network.cost(choice)) < best.cost:
-                    best = Solution(choice, cost, 0, "feasible")
+        work.round()
+        choice = descend(work.network, work.decoded(back=False))
+        if (cost := work.network.cost(choice)) < best.cost:
+            best = Solution(choice, cost, 0, "feasible")
         if not work.rule_out(best.cost):
             break
     return best
@@ -170,8 +191,8 @@ def _settled(work: Messages, best: Solution, deadline: float) -> Solution:
 
 def _within(work: Messages, target: int, solver: Solver, deadline: float, enough: int) -> Solution:
     """The best assignment that costs at most ``target``. ``bound`` holds for all others too."""
-    entries, possible = work.entries / WORTHWHILE, work.rule_out(target)
-    while possible and enough < work.entries <= WORTHWHILE * entries:
+    entries, possible = work.entries + 1, work.rule_out(target)
+    while possible and enough < work.entries < entries:
         if time.monotonic() > deadline:
             break
         entries = work.entries

@@ -16,10 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
 
 from autopar.core.errors import OptionError
+from autopar.search.integer_program import HIGHS_TICKS, IntegerProgram
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network, Solution
 
 Solver = Callable[[Network, float, int | None], Solution]
@@ -27,7 +26,8 @@ Solver = Callable[[Network, float, int | None], Solution]
 out what costs more than ``upper``; ``infeasible`` is then that nothing costs less or as much."""
 
 WEIGHT_RESOLUTION = 20_000
-"""A limit's weights are rounded up to its bound divided by this (0.005 %)."""
+"""A limit's weights are rounded up to its bound divided by this (0.005 %); with a tenth of that a
+proof was seen to take seven times as long."""
 
 
 def default_solver() -> Solver:
@@ -40,8 +40,12 @@ RESOLUTIONS = (20_000, 5_000_000)
 proves it or betters it. Its bounds tighten by halving a threshold, so whole nanoseconds cost 20 s
 where this costs 0.4; and a good plan to beat saves nine tenths where most costs are latencies."""
 
-CLOSE = 1e-3
-"""Share of the objective that may stay unproven of a large network with limits."""
+FIRST, CLOSE = 1e-3, 1e-4
+"""Shares of the objective that may stay unproven of a large network with limits: where any plan is
+welcome, and where one is known or what is dear is ruled out."""
+
+EXACT = 10_000
+"""Table entries of a network with limits up to which nothing stays unproven."""
 
 TRWS_ACCURACY = 1e-3
 """Relative progress of message passing at which the search begins; ten times that where the search
@@ -54,7 +58,7 @@ def toulbar2(network: Network, seconds: float, upper: int | None = None) -> Solu
     Costs are rounded *down* to a unit, a share of the objective, so the bound holds for the exact
     costs too; the choice found is then improved under the exact costs. ``optimal`` means proven
     best under the rounded costs; ``bound`` says what that leaves open. Under limits a large network
-    is solved to a thousandth: measured on a GPT's step that takes 0.5 s, and a proof of the optimum
+    is solved to ``CLOSE``: measured on a GPT's step that takes 0.5 s, and a proof of the optimum
     more than a minute.
     """
     if not network.unary:
@@ -89,9 +93,11 @@ def _pass(
     began = time.process_time()
     # Options outlive a network; one that toulbar2 had set by itself made the next solve wrong.
     importlib.import_module("pytoulbar2.pytb2").init()
-    cfn = pytoulbar2.CFN(None if most is None else most + 1, vac=1, seed=1)
-    scale = RESOLUTIONS[0] if most is None else most
-    close = cfn.Option.absgap = int(CLOSE * scale) if network.limits and unit > 1 else 0
+    share, scale = (FIRST, RESOLUTIONS[0]) if most is None else (CLOSE, most)
+    close = int(share * scale) if network.limits and network.entries > EXACT else 0
+    # It looks for nothing that is less than ``close`` better than what it has.
+    cfn = pytoulbar2.CFN(None if most is None else most + 1 + close, vac=1, seed=1)
+    cfn.Option.absgap = close
     cfn.Option.trwsAccuracy = TRWS_ACCURACY * (10 if most is None else 1)
     try:
         _post(cfn, network, unit)
@@ -107,8 +113,9 @@ def _pass(
     if found is None and known is None:
         return Solution(None, FORBIDDEN, bound, "infeasible" if ended else "unknown")
     rounded = network.offset + round(found[1] if found else most or 0) * unit
-    if ended and not close:
-        bound = rounded  # what it reports may be older than the end of its search
+    proven = rounded - close * unit  # what is nearer has been given up, and counts as searched
+    # At the end of its search what it reports may be older.
+    bound = proven if ended else min(bound, proven)
     choice = descend(network, [int(value) for value in found[0]] if found else known or ())
     cost = network.cost(choice)
     if cost >= FORBIDDEN // 2:
@@ -188,7 +195,7 @@ def highs(network: Network, seconds: float, upper: int | None = None) -> Solutio
     $\sum_w z_{ijvw} = z_{iv}$ (the local polytope; Koster et al. 1998).
     """
     del upper
-    model = _IntegerProgram()
+    model = IntegerProgram()
     starts = [model.columns(costs, integer=True) for costs in network.unary]
     for costs, start in zip(network.unary, starts, strict=True):
         model.row([(start + v, 1.0) for v in range(len(costs))], 1.0, 1.0)
@@ -212,51 +219,8 @@ def highs(network: Network, seconds: float, upper: int | None = None) -> Solutio
     return _read_highs(network, model, starts, seconds)
 
 
-HIGHS_TICKS = 1e3
-"""Units of cost in one of HiGHS's objective (a microsecond). It takes objectives within 1e-6 of
-each other for equal, so one tick must be well above that."""
-
-
-class _IntegerProgram:
-    """Rows and columns of a mixed integer program, gathered in order."""
-
-    def __init__(self) -> None:
-        self.costs: list[float] = []
-        self.integer: list[bool] = []
-        self.entries: list[tuple[int, int, float]] = []
-        self.low: list[float] = []
-        self.high: list[float] = []
-
-    def columns(self, costs: IntArray, integer: bool) -> int:
-        start = len(self.costs)
-        self.costs.extend(costs.tolist())
-        self.integer.extend([integer] * len(costs))
-        return start
-
-    def row(self, terms: list[tuple[int, float]], low: float, high: float) -> None:
-        self.entries.extend((len(self.low), column, value) for column, value in terms)
-        self.low.append(low)
-        self.high.append(high)
-
-    def solve(self, seconds: float) -> Any:
-        costs = np.array(self.costs)
-        allowed = costs < FORBIDDEN / 2
-        rows, cols, values = zip(*self.entries, strict=True)
-        matrix = coo_array((values, (rows, cols)), shape=(len(self.low), len(costs)))
-        upper: Any = np.where(allowed, 1.0, 0.0)
-        low: Any = np.array(self.low)
-        high: Any = np.array(self.high)
-        return milp(
-            np.where(allowed, costs, 0.0) / HIGHS_TICKS,
-            integrality=np.array(self.integer, int),
-            bounds=Bounds(0.0, upper),
-            constraints=LinearConstraint(matrix.tocsc(), low, high),
-            options={"time_limit": float(seconds), "mip_rel_gap": 0.0},
-        )
-
-
 def _read_highs(
-    network: Network, model: _IntegerProgram, starts: list[int], seconds: float
+    network: Network, model: IntegerProgram, starts: list[int], seconds: float
 ) -> Solution:
     if not starts:
         return Solution((), network.offset, network.offset, "optimal")

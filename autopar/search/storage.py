@@ -3,10 +3,11 @@
 1. The sharding is searched without a limit. If the plan fits the memory, it is the answer, or,
    where loops stack values, the same with some of them recomputed.
 2. It is searched under the limit. If the plan is hardly slower, it is the answer.
-3. Under the layouts of the first, storage is chosen (``storage_start``).
-4. On several devices the two are weighed: sharding is searched under a limit between what the
-   first plan needs and the budget, and storage is chosen under the layouts of that plan, as long as
-   this pays.
+3. Storage is chosen under the layouts of the first (``storage_start``), and on several devices
+   under those that a price of memory makes (``storage_joint``), the most promising first.
+4. If that is much slower than the best without a limit, sharding is searched under a limit between
+   what the first plan needs and the budget, and storage is chosen under the layouts of that plan,
+   as long as this pays.
 
 The fastest of what fits, of 2, 3 and 4, is the answer.
 """
@@ -17,14 +18,17 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 
 from autopar.core.errors import InfeasibleError
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, format_bytes
 from autopar.passes.trace import Step
 from autopar.search import planner
+from autopar.search.draft import Draft
 from autopar.search.options import Options
 from autopar.search.prepared import Prepared
+from autopar.search.storage_joint import Joint, binding
 from autopar.search.storage_start import UNLIMITED, Start
 
 NEAR = 1.01
@@ -33,6 +37,9 @@ less if that takes hardly longer."""
 
 LESS = 0.9
 """Of the memory of the best plan, what one may take whose loops recompute though all fits."""
+
+WEIGHED = 2
+"""Layouts under which storage is chosen, of those found by prices of memory, beside the first."""
 
 BETWEEN = 2
 """Limits of the sharding tried, between the budget and what the best without one needs."""
@@ -50,60 +57,61 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     prepared = Prepared.folded(step, cluster, options)
     unlimited = dataclasses.replace(options, memory_bytes=UNLIMITED)
     best = planner.best(prepared, unlimited)
-    free = planner.planned(prepared, best, unlimited, time.monotonic() - began)
+    free = Draft(prepared, best, unlimited, time.monotonic() - began)
     budget = options.memory_bytes or cluster.chip.usable_bytes
-    if free.predicted.peak_bytes <= budget:
-        fitting = [free, *_stacking_less(prepared, best, free, options)]
-        return _judged(fitting[-1], free, options)
-    plans: list[Plan] = []
-    needed = format_bytes(free.predicted.peak_bytes)
+    if free.peak_bytes <= budget:
+        fitting = [*_stacking_less(free, options), free]
+        return _judged(fitting[0], free, options)
+    plans: list[Draft | Plan] = []
+    needed = format_bytes(free.peak_bytes)
     options.progress(f"needs {needed} of {format_bytes(budget)}: sharding more")
     if free.mesh.device_count > 1:
         with contextlib.suppress(InfeasibleError):
-            plans.append(_sharded(prepared, options)[1])
+            plans.append(_sharded(prepared, options))
     if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):
-        start = Start.of(prepared, best, free, free, options)
-        plans += start.plans(plans)
+        start = Start.of(free, free, options)
         deadline = began + options.time_limit_s
+        for one in _weighed(start, deadline) if free.mesh.device_count > 1 else [start]:
+            best = min((plan.solver.objective_s for plan in plans), default=math.inf)
+            if not plans or one.promise_s < best:
+                plans += one.plans(plans)
         if free.mesh.device_count > 1:
-            plans += _between(prepared, free, plans, options, deadline)
+            plans += _between(free, plans, options, deadline)
         if not plans:
-            plans.append(_last(prepared, free, options, start))
+            plans.append(_last(free, options, start))
     fastest = min(plans, key=lambda plan: plan.solver.objective_s)
     return _judged(fastest, free, options)
 
 
-def _stacking_less(
-    prepared: Prepared, found: planner.Candidate, free: Plan, options: Options
-) -> list[Plan]:
+def _stacking_less(free: Draft, options: Options) -> list[Plan]:
     """A plan whose loops recompute, though all fits, if it takes less memory and hardly longer.
 
     Loops as they are written stack more than they need: compiled, that takes a quarter of the step
     (measured, v5e, four small models), of which not all is predicted.
     """
-    if options.remat == "none" or not prepared.step.stacks:
+    if options.remat == "none" or not free.prepared.step.stacks:
         return []
-    start, room = Start.of(prepared, found, free, free, options), LESS * free.predicted.peak_bytes
+    start, room = Start.of(free, free, options), LESS * free.peak_bytes
     plan = start.rematerialised() if start.first_needs() <= room else None
     if plan is None or plan.predicted.peak_bytes > room:
         return []
     return [plan] if plan.solver.objective_s <= NEAR * free.solver.objective_s else []
 
 
-def _sharded(prepared: Prepared, options: Options) -> tuple[planner.Candidate, Plan]:
+def _sharded(prepared: Prepared, options: Options) -> Draft:
     """The best plan within the memory that recomputes nothing; errors as of ``planner.search``."""
     began = time.perf_counter()
     found = planner.best(prepared, options, last_resort=False)
-    return found, planner.planned(prepared, found, options, time.perf_counter() - began)
+    return Draft(prepared, found, options, time.perf_counter() - began)
 
 
-def _last(prepared: Prepared, free: Plan, options: Options, start: Start) -> Plan:
+def _last(free: Draft, options: Options, start: Start) -> Plan:
     """The plan of least memory, where recomputing does not help. It recomputes nothing.
 
     Raises:
       InfeasibleError: that does not fit either.
     """
-    least = free.predicted.peak_bytes, ""
+    prepared, least = free.prepared, (free.peak_bytes, "")
     if free.mesh.device_count > 1:
         try:
             return planner.search(prepared.step, prepared.cluster, options, prepared)
@@ -113,10 +121,35 @@ def _last(prepared: Prepared, free: Plan, options: Options, start: Start) -> Pla
     raise start.infeasible(least)
 
 
+def _weighed(start: Start, deadline: float) -> list[Start]:
+    """Under the layouts at hand, and under those that a price of memory makes, the most promising
+    first. With loops nothing is priced, nor where the choices are not those of the program that is
+    looked at.
+    """
+    model, choice = start.model, start.first
+    other = start.prepared.depth.fold is not None and model.rest is not None
+    if other or model.windows or not (choice and choice.instants):
+        return [start]
+    memory = start.prepared.depth.memory_on(start.layouts.found.problem)
+    found = binding(model, choice.instants, memory.known, start.room)
+    if found is None:
+        return [start]
+    start.options.progress("weighing sharding and recomputing")
+    instant, price = found
+    joint = Joint(start.layouts, model, instant, deadline)
+    joint.search(start.budget, price)
+    every = [dataclasses.replace(start, joint=joint)]
+    every += [
+        dataclasses.replace(start, layouts=draft, price=price, joint=joint)
+        for draft, price in joint.drafts()
+    ]
+    every.sort(key=lambda one: one.promise_s)
+    return every[:WEIGHED] + [one for one in every[WEIGHED:] if one.layouts is start.layouts]
+
+
 def _between(
-    prepared: Prepared,
-    free: Plan,
-    plans: list[Plan],
+    free: Draft,
+    plans: Sequence[Draft | Plan],
     options: Options,
     deadline: float,
 ) -> list[Plan]:
@@ -124,8 +157,9 @@ def _between(
 
     A limit under which sharding alone is no faster than the best plan known is too low.
     """
+    prepared = free.prepared
     budget = options.memory_bytes or prepared.cluster.chip.usable_bytes
-    low, high = budget, free.predicted.peak_bytes
+    low, high = budget, free.peak_bytes
     found: list[Plan] = []
     for _ in range(BETWEEN):
         best = min((p.solver.objective_s for p in (*plans, *found)), default=math.inf)
@@ -136,14 +170,14 @@ def _between(
         options.progress(f"sharding for {format_bytes(limit)}, then storage")
         given = dataclasses.replace(options, memory_bytes=limit, time_limit_s=left)
         try:
-            there, layouts = _sharded(prepared, given)
+            layouts = _sharded(prepared, given)
         except InfeasibleError:
             low = limit
             continue
         more: list[Plan] = []
         if layouts.solver.objective_s < best:
             given = dataclasses.replace(options, time_limit_s=max(1.0, deadline - time.monotonic()))
-            more = Start.of(prepared, there, layouts, free, given).plans([*plans, *found])
+            more = Start.of(layouts, free, given).plans([*plans, *found])
         found += more
         if min((plan.solver.objective_s for plan in more), default=math.inf) < best:
             high = limit
@@ -152,12 +186,11 @@ def _between(
     return found
 
 
-def _judged(plan: Plan, free: Plan, options: Options) -> Plan:
-    """What is proven of the plan: if it recomputes nothing, of plans that do not."""
+def _judged(found: Draft | Plan, free: Draft, options: Options) -> Plan:
+    """The plan, and what is proven of it: if it recomputes nothing, of plans that do not."""
+    plan = found.plan if isinstance(found, Draft) else found
     solver = plan.solver
     if not (plan.recompute or plan.offloaded):
         bound = max(min(free.solver.bound_s, solver.objective_s), solver.bound_s)
         solver = dataclasses.replace(solver, bound_s=bound)
-    return dataclasses.replace(
-        plan, solver=solver, options=options.as_text(), unlimited=free.predicted.curve
-    )
+    return dataclasses.replace(plan, solver=solver, options=options.as_text(), unlimited=free.curve)

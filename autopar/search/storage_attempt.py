@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from autopar.core.errors import InfeasibleError
 from autopar.core.plan import Plan, Recomputation
 from autopar.search import planner
+from autopar.search.memory_prices import fitting
 from autopar.search.network import TICK_S
 from autopar.search.options import Options
 from autopar.search.prepared import Prepared
@@ -42,6 +43,7 @@ class Attempt:
       found: how the program is best sharded, ``None`` if it does not fit.
       needed: bytes that this, or the lightest plan found, needs.
       least_s: seconds of the layouts that the choice was made under, and of the choice.
+      given: what of these the layouts lose for memory, in ticks.
       seconds: that the search took.
     """
 
@@ -53,6 +55,7 @@ class Attempt:
     found: planner.Candidate | None
     needed: int
     least_s: float
+    given: int
     seconds: float
 
     @classmethod
@@ -65,8 +68,12 @@ class Attempt:
         away: Sequence[Movable],
         least_s: float,
         options: Options,
+        given: int = 0,
+        price: float = 0.0,
     ) -> Attempt:
-        """``prepared``: the program as it is written, ``away``: of its inputs, on the host."""
+        """``prepared``: the program as it is written, ``away``: of its inputs, on the host.
+        ``price``: of a byte in ticks, if the layouts were found by one.
+        """
         began = time.perf_counter()
         names = dropped_names(model.values, model.bodies, choice.recomputed)
         options.progress(f"recomputing {len(choice.recomputed)} values")
@@ -76,24 +83,26 @@ class Attempt:
         again = Prepared.folded(program, prepared.cluster, options, rests)
         found = None
         try:
-            found = planner.best(again, options, last_resort=False)
+            found = fitting(again, options, price, given) if price else None
+            found = found or planner.best(again, options, last_resort=False)
             needed = found.peak_bytes
         except InfeasibleError as error:
             needed = error.least_bytes or 0
         seconds = time.perf_counter() - began
-        return cls(choice, names, again, options, stacks, found, needed, least_s, seconds)
+        made = choice, names, again, options, stacks, found, needed
+        return cls(*made, least_s, given, seconds)
 
     @property
     def objective_s(self) -> float:
         """Of the step. The new program's own prices take recomputing to save more time than it does
         (see ``GAIN``): it is not believed to be faster than what the choice is priced at, and what
-        its sharding loses for memory comes on top of that.
+        its sharding loses for memory, more than the layouts of the choice do, comes on top of that.
         """
         if self.found is None:
             return math.inf
         cost = self.found.solution.cost
         lost = cost - self.prepared.free[self.found.problem.mesh].cost
-        return max(cost * TICK_S, self.least_s + lost * TICK_S)
+        return max(cost * TICK_S, self.least_s + max(0, lost - self.given) * TICK_S)
 
     def plan(
         self, model: StorageModel, away: Sequence[Movable], windows: Mapping[str, float]

@@ -46,7 +46,7 @@ class Choice:
       recomputed: numbers of the values. kept: of those that are held for the backward pass.
       away: of those that are on the host meanwhile.
       seconds: what recomputing and stacking cost. bound: no choice costs less.
-      peak: bytes, by the model above.
+      peak: bytes, by the model above. instants: that had to be limited.
     """
 
     recomputed: tuple[int, ...]
@@ -55,6 +55,7 @@ class Choice:
     seconds: float
     bound: float
     peak: float
+    instants: tuple[int, ...] = ()
 
 
 def choose(
@@ -76,7 +77,8 @@ def choose(
             masks = (found.again, found.keep, found.away)
             again, keep, away = (tuple(np.flatnonzero(one).tolist()) for one in masks)
             peak = float(live.max(initial=0.0))
-            return Choice(again, keep, away, found.seconds, found.bound, peak)
+            costs = found.seconds, found.bound
+            return Choice(again, keep, away, *costs, peak, program.limited)
         if not program.limit(over, found):
             return None
     return None

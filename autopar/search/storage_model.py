@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 from jax.extend.core import Var
+from numpy.typing import NDArray
 
-from autopar.core.plan import Plan
 from autopar.cost_model import Timeline
 from autopar.cost_model.memory import Extra
 from autopar.passes.fold import NotFoldable
@@ -19,7 +19,7 @@ from autopar.search.depth import Depth
 from autopar.search.domains import State
 from autopar.search.memory import MemoryModel
 from autopar.search.memory_curve import Less, Unfolded
-from autopar.search.plan_prices import PlanPrices
+from autopar.search.plan_prices import Layouts, PlanPrices
 from autopar.search.planner import Candidate
 from autopar.search.prepared import Prepared
 from autopar.search.program_memory import ProgramMemory
@@ -52,6 +52,9 @@ class StorageModel:
 
     Attributes:
       base: bytes at each instant that no choice changes. peak: of the program as it is written.
+      own: the values of the program that is looked at; ``streamed``: what must lie in memory if a
+        product is scattered, and the number of the one of these that it is there with.
+      places: of each instant, that of the program that is looked at.
       windows: seconds that each forward loop takes, by body.
       rest: what ``base`` is made of; ``None`` where layers are folded.
     """
@@ -60,24 +63,28 @@ class StorageModel:
     bodies: tuple[Body, ...]
     base: Profile
     peak: float
+    own: tuple[Value, ...]
+    streamed: Mapping[Var, int]
+    places: NDArray[np.intp]
     windows: Mapping[str, float]
     rest: Rest | None
 
     @classmethod
-    def of(cls, prepared: Prepared, found: Candidate, plan: Plan, remat: bool) -> StorageModel:
-        """``prepared``: the program that ``plan`` is for, ``found``: what was written out as it.
-        ``remat``: whether there is a choice.
+    def of(cls, prepared: Prepared, found: Candidate, remat: bool) -> StorageModel:
+        """``found``: a plan for the program that is ``prepared``. ``remat``: whether there is a
+        choice.
 
         Raises:
           NotFoldable: layers are folded in which the choices of all cannot be told.
         """
         depth, chip = prepared.depth, prepared.cluster.chip
         states = found.problem.states(found.solution.choice or ())
-        prices = PlanPrices(depth.step, _of_part(depth, plan, states), prepared.cluster)
+        prices = PlanPrices(depth.step, _layouts(depth, found, states), prepared.cluster)
         memory = depth.memory_on(found.problem)
-        streams = {var: size for var, (_, _, size) in memory.program.streams(states)}
+        streams = dict.fromkeys(_streamed(memory.program), 0.0)
+        streams.update((var, size) for var, (_, _, size) in memory.program.streams(states))
         values, bodies = (), ()
-        attached: frozenset[Var] = frozenset()
+        attached: dict[Var, int] = {}
         if remat:
             values, bodies, attached = storage_values(
                 *(depth.step.jaxpr, depth.fusion, depth.memory.whole),
@@ -90,10 +97,13 @@ class StorageModel:
                 counted.of(one.memory, less.program, less.states(states))
                 for one, less in zip(depth.shorter, memory.less, strict=True)
             ]
-            return cls._unrolled(depth, memory.less, values, bodies, ((full, rest), *others))
+            parts = depth, memory.less, values, bodies, attached
+            return cls._unrolled(*parts, ((full, rest), *others))
         windows = {b.name: b.trips * _seconds(b, prices) for b in bodies if b.span}
         peak = float(full.profile().max())
-        return cls(values, bodies, np.zeros(0), peak, windows, rest).lighter({})
+        places = np.arange(memory.program.timeline.instants)
+        own = values, attached, places
+        return cls(values, bodies, np.zeros(0), peak, *own, windows, rest).lighter({})
 
     @classmethod
     def _unrolled(
@@ -102,6 +112,7 @@ class StorageModel:
         less: tuple[Less, ...],
         values: Sequence[Value],
         bodies: Sequence[Body],
+        streamed: Mapping[Var, int],
         held: Sequence[tuple[Rest, Rest]],
     ) -> StorageModel:
         """Of the whole step. ``held``: by the folded program, then by those with a layer less."""
@@ -116,7 +127,8 @@ class StorageModel:
         unrolled = Unrolled(depth.whole, depth.fold, timeline, unfolded)
         every = unrolled.values(values)
         whole = tuple(map(unrolled.body, bodies))
-        return cls(every, whole, _with_forward(base, every), float(full.max()), {}, None)
+        own = tuple(values), streamed, unfolded.places
+        return cls(every, whole, _with_forward(base, every), float(full.max()), *own, {}, None)
 
     @property
     def gain_s(self) -> float:
@@ -133,9 +145,9 @@ class StorageModel:
         base = _with_forward(self.rest.profile(shares), self.values)
         return dataclasses.replace(self, base=base)
 
-    def unseen(self, plan: Plan) -> float:
-        """Bytes of the plan's peak that this model leaves out."""
-        return max(0.0, plan.predicted.peak_bytes - self.peak)
+    def unseen(self, peak_bytes: int) -> float:
+        """Bytes of the simulated peak that this model leaves out."""
+        return max(0.0, peak_bytes - self.peak)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +156,7 @@ class _Counted:
 
     prices: PlanPrices
     chosen: frozenset[Var]
-    attached: frozenset[Var]
+    attached: Mapping[Var, int]
     vmem_bytes: int
 
     def of(
@@ -167,18 +179,18 @@ def _buffers(values: Sequence[Value], bodies: Sequence[Body]) -> frozenset[Var]:
     return frozenset(var for one in (*values, *bodies) for var in one.buffers)
 
 
-def _of_part(depth: Depth, plan: Plan, states: Sequence[State]) -> Plan:
-    """The plan as one of the program that is looked at."""
-    if depth.fold is None:
-        return plan
+def _streamed(program: ProgramMemory) -> Iterator[Var]:
+    """All that a scatter may have in memory."""
+    for _, operands in program.streamed.values():
+        yield from (program.timeline.root(one.var) for one in operands)
+
+
+def _layouts(depth: Depth, found: Candidate, states: Sequence[State]) -> Layouts:
+    """Those of the program that is looked at."""
     part = dataclasses.replace(depth, whole=depth.step, fold=None, shorter=())
-    lie = record.borders(part, states)
-    return dataclasses.replace(
-        plan,
-        inputs=record.inputs(part, lie),
-        strategies=record.strategies(part, states),
-        hubs=record.hubs(part, states),
-    )
+    values = record.inputs(part, record.borders(part, states))
+    laid = record.strategies(part, states), record.hubs(part, states)
+    return Layouts(found.problem.mesh, values, *laid)
 
 
 def _with_forward(base: Profile, values: Sequence[Value]) -> Profile:

@@ -21,6 +21,7 @@ from autopar.cost_model import Chip, format_bytes
 from autopar.cost_model.work import itemsize
 from autopar.passes.offload import pieces_under
 from autopar.passes.trace import Step
+from autopar.search.draft import Draft
 from autopar.search.options import Options
 from autopar.search.prepared import Away
 
@@ -82,11 +83,10 @@ class HostState:
     As text: the rest of a sentence on the least memory there is.
 
     Attributes:
-      step: the program that ``plan`` is for.
+      layouts: the plan under whose layouts.
     """
 
-    step: Step
-    plan: Plan
+    layouts: Draft
     chip: Chip
     options: Options
 
@@ -100,7 +100,7 @@ class HostState:
     def movable(self) -> tuple[Movable, ...]:
         """What may rest there."""
         none = self.options.offload == "none"
-        return () if none else movable(self.step, self.plan, self.chip)
+        return () if none else movable(self.layouts.prepared.step, self.layouts.plan, self.chip)
 
     @cached_property
     def fitting(self) -> tuple[Movable, ...]:

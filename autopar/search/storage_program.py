@@ -79,6 +79,11 @@ class Program:
                 self.neighbours[source].add(number)
         self._limits: dict[int, set[int]] = {}
 
+    @property
+    def limited(self) -> tuple[int, ...]:
+        """The instants limited so far."""
+        return tuple(sorted(self._limits))
+
     def solve(self) -> Found | None:
         n = len(self.values)
         if not n:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +25,14 @@ from autopar.cost_model import Cluster, format_bytes
 from autopar.passes.fold import NotFoldable
 from autopar.passes.trace import Step
 from autopar.search import planner
-from autopar.search.memory import heaviest
+from autopar.search.draft import Draft, unfolded
 from autopar.search.options import Options
-from autopar.search.plan_prices import PlanPrices
+from autopar.search.plan_prices import heaviest_of
 from autopar.search.planner import Candidate
 from autopar.search.prepared import Away, Prepared
 from autopar.search.storage_attempt import Attempt, Room
 from autopar.search.storage_choice import Choice, choose, lightest
+from autopar.search.storage_joint import MORE, Joint
 from autopar.search.storage_model import StorageModel
 from autopar.search.storage_names import dropped_names
 from autopar.search.storage_offload import HostState, Movable, amounts
@@ -55,33 +57,31 @@ class Start:
     """One program under the layouts of one plan.
 
     Attributes:
-      layouts: the plan, whose mesh is kept. found: what was written out as it.
+      layouts: the plan, whose mesh is kept.
       least_s: no plan that recomputes nothing is faster.
       budget: bytes a device.
+      price: of one in ticks, if the layouts were found by a price.
+      joint: what is known of sharding and storage together.
     """
 
-    prepared: Prepared
     options: Options
-    layouts: Plan
-    found: Candidate
+    layouts: Draft
     least_s: float
     budget: int
+    price: float = 0.0
+    joint: Joint | None = None
 
     @classmethod
-    def of(
-        cls, prepared: Prepared, found: Candidate, layouts: Plan, free: Plan, options: Options
-    ) -> Start:
-        """``prepared``: the program that ``layouts`` is a plan for, ``found``: what was written out
-        as it. ``free``: the best plan without a limit.
-        """
-        budget = options.memory_bytes or prepared.cluster.chip.usable_bytes
-        return cls(prepared, options, layouts, found, free.solver.bound_s, budget)
+    def of(cls, layouts: Draft, free: Draft, options: Options) -> Start:
+        """``free``: the best plan without a limit."""
+        budget = options.memory_bytes or layouts.prepared.cluster.chip.usable_bytes
+        return cls(options, layouts, free.solver.bound_s, budget)
 
     @cached_property
     def model(self) -> StorageModel:
         """The choices there are, as long as no state is on the host."""
         with contextlib.suppress(NotFoldable):
-            return self._model(self.prepared, self.found)
+            return self._model(self.prepared, self.layouts.found)
         return self.whole
 
     @cached_property
@@ -90,10 +90,15 @@ class Start:
         plain = self.prepared.plain()
         if plain is self.prepared:
             return self.model
-        return self._model(plain, planner.unfolded(self.prepared, self.found, plain))
+        return self._model(plain, unfolded(self.prepared, self.layouts.found, plain))
 
     def _model(self, prepared: Prepared, found: Candidate) -> StorageModel:
-        return StorageModel.of(prepared, found, self.layouts, self.options.remat == "auto")
+        return StorageModel.of(prepared, found, self.options.remat == "auto")
+
+    @property
+    def prepared(self) -> Prepared:
+        """The program, prepared."""
+        return self.layouts.prepared
 
     @property
     def step(self) -> Step:
@@ -105,7 +110,7 @@ class Start:
         """Where it is to run."""
         return self.prepared.cluster
 
-    def plans(self, known: Sequence[Plan]) -> list[Plan]:
+    def plans(self, known: Sequence[Draft | Plan]) -> list[Plan]:
         """What is found, of plans that may be faster than the ``known`` ones."""
         self.options.progress("choosing what to recompute")
         found = self.rematerialised()
@@ -119,7 +124,7 @@ class Start:
     @cached_property
     def state(self) -> HostState:
         """What of the step's state may rest on the host."""
-        return HostState(self.step, self.layouts, self.cluster.chip, self.options)
+        return HostState(self.layouts, self.cluster.chip, self.options)
 
     def _without(self, away: Sequence[Movable]) -> StorageModel:
         """The choices there are with this state on the host."""
@@ -140,7 +145,7 @@ class Start:
         ``away`` rests on the host; it may be all that it takes.
         """
         model = self._without(away)
-        room = Room(float(self.budget), self.budget - self.model.unseen(self.layouts))
+        room = Room(float(self.budget), self.room)
         deadline = time.monotonic() + self.options.time_limit_s
         best: Attempt | None = None
         tried: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
@@ -152,7 +157,8 @@ class Start:
             tried.add((choice.recomputed, choice.away))
             options = dataclasses.replace(self._options(), time_limit_s=max(1.0, left))
             parts = (self.prepared, model, choice, self.state, away)
-            found = Attempt.of(*parts, self._least_s(choice), options)
+            priced = self._given, 0.0 if away or choice.away else self.price
+            found = Attempt.of(*parts, self._least_s(choice), options, *priced)
             room.learn(choice, found.needed)
             fits = found.needed <= self.budget
             if fits and (best is None or found.objective_s < best.objective_s):
@@ -161,8 +167,29 @@ class Start:
         if best is None:
             return None
         plan = best.plan(model, away, self.model.windows)
-        last = choose(model.values, model.base, room.whole, link)
-        return plan and self._bounded(plan, last)
+        over = max(0.0, best.choice.peak - best.needed)
+        return plan and self._bounded(plan, over, room, link)
+
+    @property
+    def _given(self) -> int:
+        """Ticks that the layouts lose for memory."""
+        free = self.prepared.free[self.layouts.mesh].cost
+        return self.layouts.found.solution.cost - free
+
+    @property
+    def room(self) -> float:
+        """Bytes that a first choice may have."""
+        return self.budget - self.model.unseen(self.layouts.peak_bytes)
+
+    @cached_property
+    def first(self) -> Choice | None:
+        """The fastest choice that has room, by the model; none if there is none."""
+        return choose(self.model.values, self.model.base, self.room)
+
+    @property
+    def promise_s(self) -> float:
+        """Of the step with the first choice."""
+        return math.inf if self.first is None else self._least_s(self.first)
 
     def first_needs(self) -> float:
         """Bytes that the fastest choice takes, about."""
@@ -179,13 +206,21 @@ class Start:
         """
         return 0.0 if self.model.windows else self.layouts.solver.objective_s + choice.seconds
 
-    def _bounded(self, plan: Plan, last: Choice | None) -> Plan:
+    def _bounded(self, plan: Plan, over: float, room: Room, link: Link) -> Plan:
         """What is proven of the plan. On one device there is nothing to choose but storage: the
-        bound is that of the ``last`` program, which has the room that the simulations left it. On
-        several it is that of a step without a limit. Of loops and links nothing is proven.
+        bound is that of the last program, which has the room that the simulations left it. On
+        several it is that of sharding and storage together, with as much more room as the model
+        has of the plan ``over`` what is simulated, or of a step without a limit. Of loops and links
+        nothing is proven.
         """
-        alone = self.layouts.mesh.device_count == 1
-        bound = self.least_s + (last.bound if alone and last else self.model.gain_s)
+        bound, last = self.least_s + self.model.gain_s, None
+        if self.layouts.mesh.device_count == 1:
+            last = choose(self.model.values, self.model.base, room.whole, link)
+            bound = self.least_s + last.bound if last else bound
+        elif self.joint is not None:
+            room_left = self.budget + over
+            self.joint.search(room_left, self.price, len(self.joint.points) + MORE)
+            bound = max(bound, self.joint.bound_s(room_left))
         cost, status = plan.solver.objective_s, "feasible"
         if self.model.windows or plan.offloaded:
             bound = self.least_s
@@ -194,16 +229,16 @@ class Start:
         solver = dataclasses.replace(plan.solver, bound_s=min(bound, cost), status=status)
         return dataclasses.replace(plan, solver=solver)
 
-    def _may_pay(self, plans: Sequence[Plan]) -> bool:
+    def _may_pay(self, plans: Sequence[Draft | Plan]) -> bool:
         """Whether a plan with no more on the host than is too much may be faster than these."""
-        over = max(0, self.layouts.predicted.peak_bytes - self.budget)
+        over = max(0, self.layouts.peak_bytes - self.budget)
         waits = 1 if self.model.windows else 2  # a loop's stacks leave while it runs
         seconds = self.layouts.solver.bound_s + waits * over / self.cluster.chip.host_bandwidth
         return all(seconds < plan.solver.objective_s for plan in plans)
 
     def _offloaded(self) -> Plan | None:
         """A plan with state or stacks on the host, that recomputes what memory still asks for."""
-        parts, room = self.state.fitting, self.budget - self.model.unseen(self.layouts)
+        parts, room = self.state.fitting, self.room
         ranked: list[tuple[float, int, tuple[Movable, ...]]] = []
         for away in ((), *amounts(parts)):
             lighter = self._without(away)
@@ -224,7 +259,7 @@ class Start:
             plan = planner.search(program, self.cluster, self._options(), prepared)
         except InfeasibleError as error:
             return error.least_bytes or UNLIMITED, error.heaviest
-        return plan.predicted.peak_bytes, _heaviest(prepared, plan)
+        return plan.predicted.peak_bytes, heaviest_of(prepared, plan)
 
     def _options(self) -> Options:
         """Of the search of a rewritten step."""
@@ -254,17 +289,6 @@ class Start:
             f"{format_bytes(needed)}{fills}; give more memory, more devices or a smaller batch",
             needed,
         )
-
-
-def _heaviest(prepared: Prepared, plan: Plan) -> str:
-    """The largest values at the peak, by name and size."""
-    step, cluster = prepared.step, prepared.cluster
-    timeline = prepared.memory.timeline
-    prices = PlanPrices(step, plan, cluster)
-    sizes = {buffer.var: prices.bytes_of(buffer.var) for buffer in timeline.buffers}
-    instant, _ = timeline.peak(sizes, vmem_bytes=cluster.chip.vmem_bytes)
-    paths = dict(zip(step.jaxpr.jaxpr.invars, step.in_paths, strict=True))
-    return heaviest(timeline, sizes, instant, paths)
 
 
 def _promises(choice: Choice, best: Attempt) -> bool:

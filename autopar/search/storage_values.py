@@ -48,6 +48,7 @@ class Value:
       needed: whether the backward pass reads it (or what is fused from it).
       start, last_forward: the instants between which the forward pass holds it.
       first, last: those of the backward pass's reads, if ``needed``.
+      saved: of ``seconds``, what its readers save, before ``GAIN``.
       stacking: seconds a trip of writing it to a stack and reading it there, if it is kept.
       droppable: whether it may be recomputed; what a loop carries may not.
       buffers: the variables of the buffers that hold it as the program is written.
@@ -68,6 +69,7 @@ class Value:
     body: str
     first: int = -1
     last: int = -1
+    saved: float = 0.0
     stacking: float = 0.0
     droppable: bool = True
     buffers: tuple[Var, ...] = ()
@@ -85,9 +87,9 @@ def storage_values(
     size: Size,
     bandwidth: float,
     streams: Mapping[Var, float] = MappingProxyType({}),
-) -> tuple[tuple[Value, ...], tuple[Body, ...], frozenset[Var]]:
-    """All values whose storage is a choice, makers before readers, the bodies they are in, and the
-    streams that are there as long as one of them is.
+) -> tuple[tuple[Value, ...], tuple[Body, ...], dict[Var, int]]:
+    """All values whose storage is a choice, makers before readers, the bodies they are in, and of
+    streams the number of the value that they are there with.
 
     Args:
       bandwidth: of device memory, bytes a second.
@@ -96,12 +98,12 @@ def storage_values(
     may_drop = droppable(closed)
     bodies = tuple(bodies_of(closed, borders, timeline))
     values: list[Value] = []
-    attached: set[Var] = set()
+    attached: dict[Var, int] = {}
     for body in bodies:
         finder = _Finder(body, timeline, may_drop, seconds, size, bandwidth, len(values))
         values += finder.values()
         attached |= finder.attach(streams, values)
-    return tuple(values), bodies, frozenset(attached)
+    return tuple(values), bodies, attached
 
 
 def _is_maximum(body: Body, var: Var) -> bool:
@@ -139,17 +141,17 @@ class _Finder:
             value.seconds = max(GAIN * value.seconds, value.seconds)
         return found
 
-    def attach(self, streams: Mapping[Var, float], values: list[Value]) -> set[Var]:
+    def attach(self, streams: Mapping[Var, float], values: list[Value]) -> dict[Var, int]:
         """Counts each stream with the last of the values that it is computed from: it is held as
         that is. Returns those of this body.
         """
-        found: set[Var] = set()
+        found: dict[Var, int] = {}
         for var, size in streams.items():
             numbers = (self.numbers[var],) if var in self.numbers else self._behind(var)
             if numbers and not self.body.span:
                 value = values[max(numbers)]
                 value.bytes, value.again = value.bytes + int(size), value.again + int(size)
-                found.add(var)
+                found[var] = max(numbers)
         return found
 
     def _carried(self, var: Var) -> Value:
@@ -170,6 +172,7 @@ class _Finder:
                 value.first = min(instants) if value.first < 0 else min(value.first, *instants)
                 value.last = max(value.last, *instants)
                 saved = (value.bytes - value.again) * len(set(instants))
+                value.saved += saved / self.bandwidth
                 value.seconds -= saved / self.bandwidth
 
     def _keep_maxima(self, values: list[Value]) -> None:

@@ -43,6 +43,8 @@ def confirmed(
 ) -> Plan:
     """The plan ``find`` gives for the first request that the compiler keeps within the budget.
 
+    Where less is asked for than any plan needs, the least of all is tried once.
+
     Args:
       peak_of: bytes a device of the compiled plan, see ``compiled_peak``.
 
@@ -50,14 +52,16 @@ def confirmed(
       InfeasibleError: nothing that was found is compiled to fit.
     """
     budget = options.memory_bytes or cluster.chip.usable_bytes
-    given, least = options, 0
+    given, least, floor = options, 0, 0
     for attempt in range(ATTEMPTS):
         try:
             plan = find(given)
         except InfeasibleError as error:
             if not least:
                 raise
-            raise _refused(budget, least, str(error)) from None
+            if floor or not 0 < (floor := error.least_bytes or 0) <= budget:
+                raise _refused(budget, least, str(error)) from None
+            plan = find(dataclasses.replace(options, memory_bytes=floor))
         whole = max(plan.unlimited.totals, default=0)
         if not attempt and budget < whole <= DOUBTFUL * budget:
             plan = find(dataclasses.replace(options, memory_bytes=int(DOUBTFUL * budget)))

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 
+from autopar.core.errors import AutoparError
 from autopar.core.mesh import MeshSpec
 
 Groups = tuple[tuple[int, ...], ...]
@@ -15,7 +16,12 @@ Groups = tuple[tuple[int, ...], ...]
 _NUMBERS = re.compile(r"\d+")
 _LISTED = re.compile(r"replica_groups=\{(\{.*?\}(?:,\{.*?\})*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:\s*\(([\d,]*)\))?\s*\{([^}]*)\}")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\]"
+    r"(?:, device_ids=\((?:\[([\d,]+)\]T\(([\d,]+)\)|([\d,]+))\))?"
+    r"\s*\{([^}]*)\}"
+)
+_UNREAD = re.compile(r"replica_groups=(?!\{\})\S*")
 _PAIRS = re.compile(r"source_target_pairs=\{(\{.*?\}(?:,\{.*?\})*)\}")
 
 
@@ -23,20 +29,32 @@ def device_groups(attributes: str, device_count: int) -> Groups:
     """The groups that ``replica_groups`` or ``source_target_pairs`` name, in any of their forms.
 
     A permute's group is what its pairs connect. No groups named: all devices together.
+
+    Raises:
+      AutoparError: ``replica_groups`` is in a form that is not known.
     """
     if (match := _LISTED.search(attributes)) is not None:
         return tuple(_numbers(group) for group in match[1].split("},{"))
     if (match := _IOTA.search(attributes)) is not None:
-        shape, source = _numbers(match[1]), _numbers(match[2])
-        numbers = np.arange(math.prod(source)).reshape(source)
-        if match[3]:
-            numbers = numbers.transpose(_numbers(match[3]))
-        return _rows(numbers.reshape(shape))
+        return _rows(_iota(match[2], match[3]).reshape(_numbers(match[1])))
     if (match := _MESH.search(attributes)) is not None:
-        return _mesh_groups(match[1], match[3])
+        axes, source, order, listed, named = match.groups()
+        groups = _mesh_groups(axes, named)
+        if source is None and listed is None:
+            return groups
+        devices = _iota(source, order).reshape(-1) if source else np.array(_numbers(listed))
+        return _rows(devices[np.array(groups)])
     if (match := _PAIRS.search(attributes)) is not None:
         return _connected([_numbers(pair) for pair in match[1].split("},{")])
+    if (match := _UNREAD.search(attributes)) is not None:
+        raise AutoparError(f"the compiler names groups of devices in a form not known: {match[0]}")
     return (tuple(range(device_count)),)
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    """``[4,2]T(1,0)``: devices counted in ``shape``, whose dimensions are then put in ``order``."""
+    numbers = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return numbers.transpose(_numbers(order)) if order else numbers
 
 
 def _mesh_groups(axes: str, named: str) -> Groups:

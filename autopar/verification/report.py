@@ -88,10 +88,23 @@ class Report:
         """Whether the compiled program fits the chip."""
         return self.compiled_peak_bytes <= self.available_bytes
 
+    @property
+    def exact(self) -> Mapping[str, bool]:
+        """By kind of collective: whether its bytes over each axis are the predicted ones."""
+        return {
+            kind: all(
+                round(_of(self.predicted, *key)) == round(_of(self.compiled, *key))
+                for key in _keys(self.predicted, self.compiled)
+                if key[0] == kind
+            )
+            for kind, _ in _keys(self.predicted, self.compiled)
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
             **asdict(self),
+            "exact": self.exact,
             "peak_error": self.peak_error,
             "wire_error": self.wire_error,
             "compute_error": self.compute_error,
@@ -162,13 +175,20 @@ def predicted_traffic(
     for one in plan.predicted.collectives:
         size = sizes[one.axis]
         whole = one.form == "whole" if tpu == "jit" else tpu and _is_whole(one, size, levels)
-        reduced = whole or (one.kind == "reduce-scatter" and not scatters)
+        reduced = (
+            whole
+            or (tpu and one.form == "small")
+            or (one.kind == "reduce-scatter" and not scatters)
+        )
         kind = "all-reduce" if reduced else one.kind
         sent = wire_bytes(kind, one.bytes, size)
         if tpu == "jit" and one.form == "windowed":
             sent += 2 * one.bytes / size
         if tpu == "jit" and one.form == "joined":
             continue
+        if tpu == "shard_map" and kind == "reduce-scatter":
+            sent += (size - 1) * one.padding
+            found.append(("collective-permute", one.axis, (size - 1) * one.padding, one.count))
         found.append((kind, one.axis, sent, one.count))
     return _summed(found)
 

@@ -227,7 +227,7 @@ class _Interpreter:
         self, name: str, eqn: JaxprEqn, nested: Sequence[Region], operands: list[Any]
     ) -> list[Any]:
         """Traces each region again with its own constraints and puts it back into its equation."""
-        border = Border(self.plan, name)
+        border = Border(self.plan.hubs, name)
         if eqn.primitive.name != "while":  # whose operands are those of two regions, one by one
             first = 1 if eqn.primitive.name == "cond" else 0
             entries = zip(border.entries(nested[0]), nested[0].inputs, strict=True)
@@ -250,7 +250,7 @@ class _Interpreter:
 
     def _running(self, name: str, region: Region) -> Callable[[Sequence[Any]], list[Any]]:
         """The body of a region with its constraints, as a function to trace."""
-        border = Border(self.plan, name)
+        border = Border(self.plan.hubs, name)
         entries, exits = border.entries(region), border.exits(region)
         self.layouts.update(zip(region.body.invars, entries, strict=True))
 

@@ -5,7 +5,7 @@ one ``jax.shard_map`` over the whole mesh. Its body interprets the jaxpr on loca
 
 * a value is held in the layout its producer left, or its hub names; partial ones as local summands;
 * where an equation wants another, explicit collectives change it (``redistribute``), by the steps
-  that the cost model priced;
+  that the cost model priced; what is cast to fewer bytes is moved after;
 * each equation computes on parts (``local``), its shape parameters made local;
 * loops, branches and rematerialised bodies are interpreted in turn, with hubs at their borders.
   Whatever decides how often or where control flows is made whole first, so that all devices agree;
@@ -24,8 +24,9 @@ from jax.sharding import Mesh
 
 from autopar.core.errors import PlanError
 from autopar.core.layout import Layout, local_shape, replicated, shifted
-from autopar.core.plan import Plan
+from autopar.core.plan import Plan, Strategy
 from autopar.cost_model import Cluster, Resharder
+from autopar.cost_model.reshard import casts_first
 from autopar.passes.lowering.context import context_of
 from autopar.passes.lowering.gradients import in_order, transposed_products
 from autopar.passes.lowering.host import OnHost, on_host, stream
@@ -139,21 +140,30 @@ class _Interpreter:
 
     def _equation(self, name: str, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
         strategy = self.plan.strategies[name]
-        ready = self._all(eqn.invars, operands, strategy.operands)
-        results = localise(Site(eqn, strategy, self.plan.mesh), ready)
-        for port, (var, layout) in enumerate(zip(eqn.outvars, strategy.results, strict=True)):
-            hub = self.plan.hubs.get(f"{name}.{port}", layout)
-            results[port] = self.redistribute(results[port], var.aval, layout, hub)
+        carried = self._carried(eqn, strategy)
+        ready = self._all(eqn.invars, operands, carried.operands)
+        results = localise(Site(eqn, carried, self.plan.mesh), ready)
+        ends = zip(eqn.outvars, carried.results, strategy.results, strict=True)
+        for port, (var, layout, planned) in enumerate(ends):
+            hub = self.plan.hubs.get(f"{name}.{port}", planned)
+            results[port] = self.redistribute(results[port], var.aval, layout, planned)
+            results[port] = self.redistribute(results[port], var.aval, planned, hub)
             self.layouts[var] = hub
             if var in self.products:
                 results[port] = in_order(results[port])
         return results
 
+    def _carried(self, eqn: JaxprEqn, strategy: Strategy) -> Strategy:
+        """How an equation is carried out: a cast to fewer bytes before what it reads is moved."""
+        here = self._layout(eqn.invars[0]) if eqn.invars else ()
+        early = casts_first(eqn, strategy.operands, strategy.results, here)
+        return Strategy((here,), (here,)) if early else strategy
+
     def _nest(
         self, name: str, eqn: JaxprEqn, nested: Sequence[Region], operands: list[Any]
     ) -> list[Any]:
         """Interprets the regions of an equation, and puts them back into it."""
-        border = Border(self.plan, name)
+        border = Border(self.plan.hubs, name)
         self.layouts.update(zip(eqn.outvars, border.results(nested), strict=True))
         if eqn.primitive.name == "while":
             return self._while(name, eqn, nested, operands)
@@ -175,7 +185,7 @@ class _Interpreter:
     ) -> list[Any]:
         """The condition sees the carries as the body leaves them, and is decided by all alike."""
         cond, body = nested
-        border = Border(self.plan, name)
+        border = Border(self.plan.hubs, name)
         n_cond = eqn.params["cond_nconsts"]
         into_cond = border.entries(cond)[:n_cond]
         into_body = border.entries(body)
@@ -195,7 +205,7 @@ class _Interpreter:
         wanted: Sequence[Layout] | None = None,
     ) -> ClosedJaxpr:
         """One region on local parts, whose inputs come in the layouts ``entry``."""
-        border = Border(self.plan, name)
+        border = Border(self.plan.hubs, name)
         exits = border.exits(region) if wanted is None else wanted
         invars = region.body.invars
         inside = border.entries(region)

@@ -24,6 +24,7 @@ from autopar.core.layout import Layout, Partial, Placement, Split, local_shape
 from autopar.core.mesh import MeshAxis
 from autopar.cost_model.layout_steps import step_kind
 from autopar.cost_model.reshard import Resharder
+from autopar.cost_model.whole import folded
 
 GATHERED: dict[str, Callable[[Any], Any]] = {
     "mul": lambda pieces: jnp.prod(pieces, axis=0, dtype=pieces.dtype),
@@ -86,11 +87,16 @@ def _reduce_scatter(value: Any, axis: MeshAxis, dim: int) -> Any:
     """The device's part along ``dim`` of the sum.
 
     The parts are made a dimension of their own, the first: where XLA:TPU lays the scattered one
-    out along its lanes, it reduces the whole and throws most of it away.
+    out along its lanes, it reduces the whole and throws most of it away. So it does with parts that
+    fill no tiles: those are folded.
     """
     shape = (*value.shape[:dim], axis.size, value.shape[dim] // axis.size, *value.shape[dim + 1 :])
     parts = jnp.moveaxis(value.reshape(shape), dim, 0)
-    return lax.psum_scatter(parts, axis.name, scatter_dimension=0)
+    own = parts.shape[1:]
+    scattered = lax.psum_scatter(
+        parts.reshape(axis.size, *folded(own)), axis.name, scatter_dimension=0
+    )
+    return scattered.reshape(own)
 
 
 def own_part(value: Any, dim: int, position: Any, parts: int) -> Any:

@@ -52,7 +52,12 @@ def pieces_under(update: Update, layouts: Sequence[Layout], mesh: MeshSpec) -> P
 
 
 def _all(shape: tuple[int, ...]) -> Iterator[Pieces]:
-    """XLA:TPU cuts what is on the host along one dimension, not the minor one (measured)."""
+    """XLA:TPU cuts what is on the host along one dimension, not the minor one (measured).
+
+    Which is the last, but for arrays that another pads less.
+    """
+    if any(_padding(extent) < _padding(shape[-1]) for extent in shape):
+        return
     if len(shape) < 2:
         view, unit = shape, ROWS * LANES
     elif shape[-2] % ROWS == 0:
@@ -63,3 +68,8 @@ def _all(shape: tuple[int, ...]) -> Iterator[Pieces]:
     for size in range(unit, extent // FEWEST + 1, unit):
         if extent % size == 0:
             yield Pieces(view, extent // size, size)
+
+
+def _padding(extent: int) -> float:
+    """By how much a dimension of this extent is padded over lanes."""
+    return -(-extent // LANES) * LANES / max(1, extent)

@@ -17,6 +17,8 @@ from autopar.passes.offload.updates import scanned_by
 
 def stacks(jaxpr: Jaxpr) -> Mapping[str, Var]:
     """Names of the stacks that only loops go over, ``12.3``: equation and result, from 0 on."""
+    if not any(eqn.primitive.name == "scan" for eqn in jaxpr.eqns):
+        return {}
     readers: dict[Var, list[JaxprEqn]] = defaultdict(list)
     for eqn in jaxpr.eqns:
         for var in {atom for atom in eqn.invars if isinstance(atom, Var)}:

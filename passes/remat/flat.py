@@ -14,6 +14,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
@@ -47,6 +48,8 @@ def recompute(jaxpr: Jaxpr, dropped: Collection[int]) -> Jaxpr:
     starts: dict[int, list[Group]] = defaultdict(list)
     for group in groups:
         starts[group.first].append(group)
+    with source_info_util.reset_name_stack(), source_info_util.transform_name_stack("transpose"):
+        marked = source_info_util.current_name_stack()
     env: Env = {}
     eqns: list[JaxprEqn] = []
     last: list[Var] = []
@@ -55,7 +58,7 @@ def recompute(jaxpr: Jaxpr, dropped: Collection[int]) -> Jaxpr:
             eqns.append(eqn)
             continue
         for group in starts[position]:
-            eqns.extend(_recomputed(jaxpr, group, uses.gates(position, last), env))
+            eqns.extend(_recomputed(jaxpr, group, uses.gates(position, last), env, marked))
         eqns.append(eqn.replace(invars=[read(env, atom) for atom in eqn.invars]))
         last = [var for var in eqn.outvars if getattr(var.aval, "shape", ())] or last
     return jaxpr.replace(eqns=eqns)
@@ -168,24 +171,27 @@ class _Uses:
         return {position: root(position) for position in parent}
 
 
-def _recomputed(jaxpr: Jaxpr, group: Group, gates: Sequence[Var], env: Env) -> Iterator[JaxprEqn]:
-    """A barrier, and the group once more behind it; ``env`` then has its results, and the gates."""
+def _recomputed(
+    jaxpr: Jaxpr, group: Group, gates: Sequence[Var], env: Env, marked: Any
+) -> Iterator[JaxprEqn]:
+    """A barrier, and the group once more behind it; ``env`` then has its results, and the gates.
+
+    ``marked``: the name stack in front of all this.
+    """
     eqns = [jaxpr.eqns[position] for position in sorted(group.members)]
     made = {var for eqn in eqns for var in eqn.outvars}
     operands = (atom for eqn in eqns for atom in eqn.invars if not isinstance(atom, Literal))
     outside = [*dict.fromkeys(var for var in operands if var not in made)]
     before = [*outside, *(read(env, gate) for gate in gates)]
-    with source_info_util.reset_name_stack(), source_info_util.transform_name_stack("transpose"):
-        marked = source_info_util.current_name_stack()
-        barrier = _barrier(jaxpr, before, jaxpr.eqns[group.first])
-        inner: Env = dict(zip(outside, barrier.outvars, strict=False))
-        yield barrier
-        yield from again(eqns, inner, marked)
+    barrier = _barrier(jaxpr, before, jaxpr.eqns[group.first], marked)
+    inner: Env = dict(zip(outside, barrier.outvars, strict=False))
+    yield barrier
+    yield from again(eqns, inner, marked)
     env.update((var, inner[var]) for var in group.wanted)
     env.update(zip(gates, barrier.outvars[len(outside) :], strict=True))
 
 
-def _barrier(jaxpr: Jaxpr, operands: Sequence[Atom], near: JaxprEqn) -> JaxprEqn:
+def _barrier(jaxpr: Jaxpr, operands: Sequence[Atom], near: JaxprEqn, stack: Any) -> JaxprEqn:
     """The operands, of which nothing is computed before all are there.
 
     It is a ``remat2`` of nothing, which lowers to one ``optimization_barrier``: each value that
@@ -193,7 +199,6 @@ def _barrier(jaxpr: Jaxpr, operands: Sequence[Atom], near: JaxprEqn) -> JaxprEqn
     """
     inner = [compat.new_var(atom.aval) for atom in operands]
     body = jaxpr.replace(constvars=[], invars=inner, outvars=inner, eqns=[])
-    stack = source_info_util.current_name_stack()
     return near.replace(
         primitive=compat.remat_p,
         invars=list(operands),

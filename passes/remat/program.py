@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
@@ -16,11 +16,13 @@ from autopar.passes.remat.sides import is_backward, is_repeatable
 
 def droppable(closed: ClosedJaxpr) -> frozenset[str]:
     """The names of all equations whose results may be recomputed in the backward pass."""
-    return frozenset(_droppable(closed.jaxpr))
+    return frozenset(_droppable(closed.jaxpr, range(len(closed.jaxpr.eqns))))
 
 
-def _droppable(jaxpr: Jaxpr) -> Iterator[str]:
-    for position, eqn in enumerate(jaxpr.eqns):
+def _droppable(jaxpr: Jaxpr, positions: Iterable[int]) -> Iterator[str]:
+    """Those of the equations at these places."""
+    for position in positions:
+        eqn = jaxpr.eqns[position]
         if is_backward(eqn):
             continue
         if partners(jaxpr.eqns, position):
@@ -37,13 +39,15 @@ def rematerialise(closed: ClosedJaxpr, names: Collection[str]) -> ClosedJaxpr:
     Raises:
       PlanError: a name is no equation of the forward pass that may run twice.
     """
-    unknown = frozenset(names) - droppable(closed)
+    jaxpr = closed.jaxpr
+    places = {name.split("/")[0] for name in names}
+    there = {int(place) for place in places if place.isdecimal()} & {*range(len(jaxpr.eqns))}
+    unknown = frozenset(names).difference(_droppable(jaxpr, there))
     if unknown:
         raise PlanError(
             f"equations {', '.join(sorted(unknown)[:4])} cannot be recomputed in the backward "
             "pass: they are not there, are part of it, or have effects; plan this step again"
         )
-    jaxpr = closed.jaxpr
     straight: set[int] = set()
     looped: dict[int, set[int]] = defaultdict(set)
     for name in names:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autopar.core.layout import Layout, shifted
-from autopar.core.plan import Plan
 from autopar.passes.rules.regions import Region
 
 
 @dataclass(frozen=True, slots=True)
 class Border:
-    """The layouts of what enters and leaves the regions of the equation ``name``."""
+    """The layouts of what enters and leaves the regions of the equation ``name``.
 
-    plan: Plan
+    ``hubs``: see ``Plan``.
+    """
+
+    hubs: Mapping[str, Layout]
     name: str
 
     def entry(self, region: Region, slot: int) -> Layout:
         """Of an input, as the body sees it."""
-        return self.plan.hubs[f"{self.name}/{region.name}.in{slot}"]
+        return self.hubs[f"{self.name}/{region.name}.in{slot}"]
 
     def exits(self, region: Region) -> list[Layout]:
         """Of every result, as the body leaves it."""
         slots = {link.inner: slot for slot, link in enumerate(region.inputs)}
         carries = [self.entry(region, slots[into]) for into, _ in region.carries]
         rest = range(len(carries), len(region.outputs))
-        return carries + [self.plan.hubs[f"{self.name}.out{slot}"] for slot in rest]
+        return carries + [self.hubs[f"{self.name}.out{slot}"] for slot in rest]
 
     def entries(self, region: Region) -> list[Layout]:
         """Of every input, as the body sees it."""

@@ -183,6 +183,41 @@ def test_recomputed_or_kept() -> None:
     assert written(three_sources, *args).count("mul") == 1  # three sources behind one value
 
 
+def _convolve(x: jax.Array, k: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+        x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@pytest.mark.parametrize("readers", [2, 3])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_what_few_convolutions_read_is_recomputed(readers: int, grouped: bool) -> None:
+    """Two read four values for it; that is less than to write one, read it twice, and its two."""
+
+    def fn(x: jax.Array, y: jax.Array, k: jax.Array) -> list[jax.Array]:
+        normed = jnp.tanh(lax.cumsum(x) * lax.cumsum(y))
+        return [_convolve(normed, k + i) for i in range(readers)]
+
+    jaxpr = simplify(jax.make_jaxpr(fn)(*[bf16(8, 4, 4, 16)] * 2, bf16(1, 1, 16, 16))).jaxpr
+    borders = fusion_borders(jaxpr, grouped=grouped)
+    (normed,) = [e.outvars[0] for e in jaxpr.eqns if e.primitive.name == "tanh"]
+    assert (normed in borders.writes) == (readers > 2 or not grouped)
+
+
+def test_a_convolutions_kernel_reads_what_goes_on_in_it() -> None:
+    """The gradient of a norm and a rectifier: its mask and its sums are made in one kernel."""
+
+    def fn(grad: jax.Array, k: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]:
+        back = jnp.where(x > 0, _convolve(grad, k), 0)
+        return back, back.sum((0, 1, 2)), (back * x).sum((0, 1, 2))
+
+    found = reads(fn, f32(8, 4, 4, 16), f32(1, 1, 16, 16), f32(8, 4, 4, 16))
+    assert found == {"conv_general_dilated": (2.0, 1.0)}  # the gradient, and ``x`` once
+    jaxpr, borders = analyse(fn, f32(8, 4, 4, 16), f32(1, 1, 16, 16), f32(8, 4, 4, 16))
+    kernels = [e.primitive.name for e in jaxpr.eqns if any(borders.writes_of(e))]
+    assert kernels == ["conv_general_dilated"]
+
+
 def test_lookups_need_their_table_written() -> None:
     def fn(t: jax.Array, i: jax.Array) -> jax.Array:
         return t.astype(jnp.bfloat16).at[i].get(mode="promise_in_bounds") * 2

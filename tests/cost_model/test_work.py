@@ -10,7 +10,8 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from autopar.cost_model import Cluster, equation_seconds, flops, work
-from autopar.cost_model.work import aval_bytes, shape_of
+from autopar.cost_model.compute import Load
+from autopar.cost_model.work import CONVOLVED, aval_bytes, shape_of
 from autopar.passes.simplify import simplify
 
 V5E = Cluster.preset("tpu-v5e").chip
@@ -191,6 +192,27 @@ def test_dimensions_round_up_to_tiles() -> None:
 
     assert at(1025) == pytest.approx(at(1152), rel=0.01)
     assert at(1025) > 1.1 * at(1024)
+
+
+def test_a_convolution_handles_its_result_after_the_products() -> None:
+    eqn = eqn_of("conv_general_dilated", _conv(), bf16(8, 32, 32, 128), bf16(1, 1, 128, 64))
+    wide = eqn_of("conv_general_dilated", _conv(), bf16(8, 32, 32, 128), bf16(1, 1, 128, 128))
+    assert _seconds(eqn) == _seconds(wide)  # 64 features fill half of the lanes
+    product = Load(matmul=(1, 8 * 32 * 32, 128, 128)).seconds(V5E)
+    handled = CONVOLVED * 8 * 32 * 32 * 128 / V5E.vector_flops
+    assert _seconds(wide) == pytest.approx(product + handled + V5E.launch_s)
+
+
+def test_a_convolution_reads_what_has_no_room_on_the_chip() -> None:
+    def at(batch: int, times: float) -> float:
+        x, k = bf16(batch, 32, 32, 128), bf16(1, 1, 128, 128)
+        eqn = eqn_of("conv_general_dilated", _conv(), x, k)
+        return equation_seconds(work(eqn), (x.shape, k.shape), (x.shape,), V5E, (times, 0), (True,))
+
+    assert at(8, 1.0) == at(8, 2.0)
+    assert at(256, 2.0) - at(256, 1.0) == pytest.approx(
+        2 * 256 * 32 * 32 * 128 / (819e9 * V5E.hbm_efficiency)
+    )
 
 
 def test_elementwise_is_bound_by_memory() -> None:

@@ -62,6 +62,20 @@ def test_a_partial_sum_does_not_meet_another_reduction() -> None:
     np.testing.assert_array_equal(_manual(run, x), x)
 
 
+@pytest.mark.parametrize(("shape", "dim"), [((4096,), 0), ((3, 8192), 1), ((4, 4, 512), 1)])
+def test_parts_that_fill_no_tiles_are_scattered_in_place(shape: tuple[int, ...], dim: int) -> None:
+    """They are folded to be scattered, and lie as before."""
+    x = jnp.arange(float(np.prod(shape))).reshape(shape)
+    source, target = (Partial("add"), B), (Split(dim), B)
+
+    def run(x: Any) -> Any:
+        here = REDISTRIBUTE(x, x.aval, (B, B), source)
+        here = REDISTRIBUTE(here, x.aval, source, target)
+        return REDISTRIBUTE(here, x.aval, target, (B, B))
+
+    np.testing.assert_array_equal(_manual(run, x), x)
+
+
 def test_keys_travel() -> None:
     keys = jax.random.split(jax.random.key(0), 4)
 

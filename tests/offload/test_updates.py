@@ -73,5 +73,7 @@ def test_pieces_are_whole_tiles_and_small() -> None:
     assert pieces((24, 4096, 4096), 4) == Pieces((24 * 4096, 4096), 192, 512)
     assert pieces((24, 4096, 4, 128), 4) == Pieces((24 * 4096, 4, 128), 24, 4096)
     assert pieces((50257, 1024), 4) is None
+    assert pieces((512, 1000), 4) is None  # rests with its first dimension minor
+    assert pieces((1000, 1000), 4) == Pieces((1000, 1000), 5, 200)
     assert pieces((7, 13), 4) is None
     assert pieces((), 4) is None

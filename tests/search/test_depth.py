@@ -17,6 +17,7 @@ from autopar.cost_model import Cluster
 from autopar.models import preset
 from autopar.passes.trace import Step, trace
 from autopar.search import planner
+from autopar.search.draft import unfolded
 from autopar.search.options import Options
 from autopar.search.prepared import Prepared
 from autopar.search.problem import Problem
@@ -151,9 +152,8 @@ def test_choices_of_storage_are_those_of_the_whole_step(
 ) -> None:
     """A choice for each layer, those left out included; kernels of one moment may change places."""
     found = planner.best(both[0], FREE)
-    plan = planner.planned(both[0], found, FREE, 0.0)
-    folded = StorageModel.of(both[0], found, plan, remat=True)
-    whole = StorageModel.of(both[1], planner.unfolded(both[0], found, both[1]), plan, remat=True)
+    folded = StorageModel.of(both[0], found, remat=True)
+    whole = StorageModel.of(both[1], unfolded(both[0], found, both[1]), remat=True)
     assert folded.peak == pytest.approx(whole.peak, rel=tolerance)
     assert [still(value) for value in folded.values] == [still(value) for value in whole.values]
     assert folded.bodies[0].eqns.keys() == whole.bodies[0].eqns.keys()

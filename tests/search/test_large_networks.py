@@ -9,7 +9,7 @@ from networks import CHOICES, dense, random_network
 
 from autopar.search.bounds import Messages
 from autopar.search.network import Network
-from autopar.search.solve import solve
+from autopar.search.solve import SMALL, solve
 from autopar.search.solvers import Solver, descend, highs, toulbar2
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
@@ -83,6 +83,18 @@ def test_only_what_is_better_than_a_known_cost_is_sought(
     assert (again.cost, again.status) == (best.cost, "optimal")
     none = solve(network, 10.0, known=best.cost, small=small)
     assert (none.choice, none.status) == (None, "infeasible")
+
+
+def test_a_large_tree_leaves_nothing_to_bound() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 10**6, (2, 300, 300))
+    network = Network((np.zeros(300, np.int64),) * 3, {(0, 1): first, (1, 2): second})
+    assert network.entries > SMALL
+    found = solve(network, 10)
+    assert found.choice is not None
+    assert found.status == "optimal"
+    assert found.cost == network.cost(found.choice)
+    assert found.cost == (first.min(axis=0) + second.min(axis=1)).min()
 
 
 def test_a_solve_leaves_nothing_behind_for_the_next() -> None:

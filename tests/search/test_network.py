@@ -14,7 +14,7 @@ from autopar.core.errors import OptionError
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network, add_pair, times, to_ticks
 from autopar.search.shrink import shrink
 from autopar.search.solve import random_choice, solve
-from autopar.search.solvers import EXHAUSTIVE_LIMIT, exhaustive, highs, toulbar2
+from autopar.search.solvers import CLOSE, EXHAUSTIVE_LIMIT, exhaustive, highs, toulbar2
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -113,6 +113,32 @@ def test_costs_of_seconds_are_bounded_honestly(network: Network) -> None:
 def _enlarge(costs: IntArray) -> IntArray:
     """Nanoseconds to half milliseconds, give or take, so that rounding has something to lose."""
     return np.where(costs >= FORBIDDEN // 2, FORBIDDEN, costs * 499_979 + costs % 7)
+
+
+@pytest.mark.parametrize("seed", [4, 7, 9])
+def test_a_bound_under_limits_leaves_out_what_is_unproven(seed: int) -> None:
+    """Assignments nearly as good as each other: what was found first is not proven the best."""
+    rng = np.random.default_rng(seed)
+    count, size = 14, 16
+
+    def costs(*shape: int) -> IntArray:
+        return 10**8 + rng.integers(0, 10**6, shape)
+
+    pairs = {
+        (i, j): costs(size, size)
+        for i in range(count)
+        for j in range(i + 1, count)
+        if rng.random() < 0.5
+    }
+    weights = {i: rng.integers(0, 10**9, size) for i in range(count)}
+    least = sum(int(w.min()) for w in weights.values())
+    limit = Limit(weights, (least + sum(int(w.mean()) for w in weights.values())) // 2)
+    network = Network(tuple(costs(size) * 3 for _ in range(count)), pairs, (limit,))
+    found = best = toulbar2(network, 20)
+    while (better := toulbar2(network, 20, best.cost - 1)).cost < best.cost:
+        best = better
+    assert found.bound <= best.cost <= found.cost
+    assert found.cost - found.bound <= 2 * CLOSE * found.cost
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -309,8 +309,7 @@ def test_a_softmax_is_recomputed_from_the_maximum_of_its_rows() -> None:
     ample = Options(memory_bytes=2**40)
     prepared = Prepared.of(traced, target, ample)
     found = planner.best(prepared, ample)
-    free = planner.planned(prepared, found, ample, 0.0)
-    model = StorageModel.of(prepared, found, free, remat=True)
+    model = StorageModel.of(prepared, found, remat=True)
     scores = 4 * 64 * 64
     found = [v for v in model.values if v.label.endswith("exp")]
     assert [(v.bytes, v.again) for v in found] == [(4 * scores, 2 * scores)] * 2

@@ -67,6 +67,17 @@ def test_a_step_that_is_nearly_small_enough_is_asked_about(
     assert budgets == wanted
 
 
+def test_the_least_of_all_is_tried_before_it_is_given_up():
+    budgets: list[int] = []
+    peaks = {1000: 1200, 900: 980}
+    plan = confirmed(
+        *(CPU, Options(memory_bytes=1000), found(budgets, least=900)),
+        lambda plan: peaks[plan.predicted.peak_bytes],
+    )
+    assert budgets == [1000, 825, 900]
+    assert plan.compiled_bytes == 980
+
+
 def test_what_is_never_compiled_to_fit_is_said_to_need_the_least_seen():
     asked = Options(memory_bytes=1000)
     with pytest.raises(InfeasibleError, match=r"the least was 1.17 KiB .needs 900.; give") as one:

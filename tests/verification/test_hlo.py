@@ -2,6 +2,7 @@
 
 import pytest
 
+from autopar.core.errors import AutoparError
 from autopar.core.mesh import MeshSpec
 from autopar.verification.groups import axis_of, device_groups
 from autopar.verification.hlo import Collective, read_program
@@ -167,6 +168,9 @@ def test_a_known_trip_count_is_believed():
         ("replica_groups=[2,4]<=[4,2]T(1,0)", "data"),
         ("replica_groups=[1,8]<=[8]", "data+model"),
         ("replica_groups=mesh['a'=4,'b'=2] {'b'}", "model"),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", "model"),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", "data"),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=(0,2,4,6,1,3,5,7) {'b'}", "data"),
         ("replica_groups=mesh['a'=8] {'a':(1)4}", "data"),
         ("replica_groups=mesh['a'=8] {'a':(4)2}", "model"),
         ("source_target_pairs={{0,1},{1,0},{2,3},{3,2},{4,5},{5,4},{6,7},{7,6}}", "model"),
@@ -176,6 +180,11 @@ def test_a_known_trip_count_is_believed():
 )
 def test_groups_are_mesh_axes(attributes: str, axis: str):
     assert axis_of(device_groups(attributes, 8), GRID) == axis
+
+
+def test_groups_in_an_unknown_form_are_refused():
+    with pytest.raises(AutoparError, match="form not known: replica_groups=new"):
+        device_groups("replica_groups=new_form[8]", 8)
 
 
 def test_instructions_are_taken_apart():

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import json
+import math
+import re
 from typing import Any
 
 import jax
@@ -16,6 +18,8 @@ from autopar.core.errors import ClusterError, OptionError
 from autopar.core.layout import parse
 from autopar.core.plan import CollectiveUse
 from autopar.cost_model import Resharder, parse_cluster
+from autopar.cost_model.whole import folded, is_too_small, scatter_padding
+from autopar.models import preset
 from autopar.passes.trace import trace
 from autopar.search.forms import Forms
 from autopar.search.graph import build_graph
@@ -134,12 +138,30 @@ def test_the_command_prints_a_table_or_json(tmp_path: Any):
     assert "leave out --cluster" in refused.stderr
 
 
+def test_padding_is_sent_and_sent_back():
+    slice_ = autopar.Cluster.preset("tpu-v5e", (2, 2))
+    plan = autopar.plan(step, *ARGS, cluster=slice_, mesh=(4,), search="data")
+    uses = (CollectiveUse("reduce-scatter", "data", 1600, 2, 0.0, "up", padding=8),)
+    predicted = dataclasses.replace(plan.predicted, collectives=uses)
+    plan = dataclasses.replace(plan, predicted=predicted)
+    jit, exact = (
+        {t.kind: (t.wire_bytes, t.count) for t in predicted_traffic(plan, tpu=how)}
+        for how in ("jit", "shard_map")
+    )
+    assert jit == {"reduce-scatter": (2400, 2)}
+    assert exact == {
+        "reduce-scatter": (2 * (1600 + 4 * 8) * 3 / 4, 2),
+        "collective-permute": (48, 2),
+    }
+
+
 def test_traffic_follows_the_forms_under_jit_and_the_slice_under_shard_map():
     slice_ = autopar.Cluster.preset("tpu-v5e", (4, 4))
     plan = autopar.plan(step, *ARGS, cluster=slice_, mesh=(16,), search="data")
     uses = (
         CollectiveUse("reduce-scatter", "data", 1600, 1, 0.0, "up", "windowed"),
         CollectiveUse("reduce-scatter", "data", 320, 1, 0.0, "down", "whole"),
+        CollectiveUse("reduce-scatter", "data", 32, 1, 0.0, "bias", "small"),
         CollectiveUse("all-gather", "data", 160, 1, 0.0, "norm"),
         CollectiveUse("all-to-all", "data", 160, 1, 0.0, "heads"),
         CollectiveUse("all-to-all", "data", 160, 1, 0.0, "heads", "joined"),
@@ -150,9 +172,9 @@ def test_traffic_follows_the_forms_under_jit_and_the_slice_under_shard_map():
         {t.kind: t.wire_bytes for t in predicted_traffic(plan, tpu=how)}
         for how in (None, "jit", "shard_map")
     )
-    assert plain == {"reduce-scatter": 1800, "all-gather": 150, "all-to-all": 300}
-    assert jit == {"reduce-scatter": 1700, "all-reduce": 600, "all-gather": 150, "all-to-all": 150}
-    assert exact == {"all-reduce": 3600, "all-gather": 150, "all-to-all": 300}
+    assert plain == {"reduce-scatter": 1830, "all-gather": 150, "all-to-all": 300}
+    assert jit == {"reduce-scatter": 1700, "all-reduce": 660, "all-gather": 150, "all-to-all": 150}
+    assert exact == {"all-reduce": 3660, "all-gather": 150, "all-to-all": 300}
 
 
 @pytest.mark.parametrize(
@@ -176,6 +198,47 @@ def test_axes_that_leave_one_dimension_for_another_are_exchanged_at_once(left, r
 
 
 @pytest.mark.parametrize(
+    ("part", "slice_", "shape", "alone"),
+    [
+        ((1024,), (2, 4), (1024,), True),  # one tile, whichever way it is folded
+        ((2048,), (2, 4), (16, 128), False),
+        ((2048,), (2, 2), (16, 128), True),  # two tiles are few there
+        ((4096,), (2, 2), (32, 128), False),
+        ((4, 4, 128), (2, 4), (16, 128), False),
+        ((3, 700), (2, 4), (3, 700), True),  # no rows of 128
+        ((64, 32), (2, 2), (64, 32), False),
+        ((9, 128), (2, 4), (9, 128), False),
+    ],
+)
+def test_parts_are_scattered_if_they_fill_tiles(part, slice_, shape, alone):
+    """As in as many small programs compiled for v5e."""
+    levels = autopar.Cluster.preset("tpu-v5e", slice_).levels
+    assert folded(part) == shape
+    assert is_too_small(levels, math.prod(slice_), folded(part)) == alone
+
+
+@pytest.mark.parametrize(
+    ("tiles", "slice_", "padded"),
+    [
+        (512, (2, 2), 512),
+        (700, (2, 2), 704),
+        (1000, (2, 2), 1008),
+        (1024, (2, 2), 1032),
+        (1056, (2, 2), 1056),
+        (2048, (2, 2), 2060),
+        (2056, (2, 2), 2060),
+        (4096, (2, 2), 4104),
+        (1024, (2, 4), 1024),
+    ],
+)
+def test_parts_are_padded_to_numbers_of_tiles(tiles, slice_, padded):
+    """As in as many small programs of bf16 compiled for v5e."""
+    levels = autopar.Cluster.preset("tpu-v5e", slice_).levels
+    added = scatter_padding(levels, math.prod(slice_), (tiles * 8, 128), 2)
+    assert added == (padded - tiles) * 8 * 128 * 2
+
+
+@pytest.mark.parametrize(
     ("shape", "rows", "form"),
     [((4, 4), 8192, "windowed"), ((4, 4), 4096, "whole"), ((2, 4), 4096, "")],
 )
@@ -186,3 +249,20 @@ def test_gradients_are_scattered_in_the_form_that_the_compiler_gives_them(shape,
     plan = autopar.plan(step, *args, cluster=slice_, mesh=mesh, search="fsdp")
     scattered = [one for one in plan.predicted.collectives if one.kind == "reduce-scatter"]
     assert {one.form for one in scattered if "dot_general" in one.value} == {form}
+
+
+def test_explicit_programs_gather_what_is_predicted_and_casts_come_first():
+    """Biases in f32, used in bf16, are cast before they are gathered; the norms' are not cast."""
+    small = {"layers": 1, "d_model": 256, "heads": 4, "seq": 64, "vocab": 512}
+    workload = preset("gpt:125m", **small)
+    batch = workload.abstract_batch(16)
+    args = (workload.abstract_state(batch), batch)
+    plan = autopar.plan(workload.train_step, *args, cluster=TPUS, mesh=(8,), search="fsdp")
+    text = autopar.apply(workload.train_step, plan, backend="shard_map").lower(*args).as_text()
+    found = re.findall(r'"stablehlo.all_gather".*-> tensor<([\dx]+)x[a-z]+(\d+)>', text)
+    sent = [math.prod(map(int, s.split("x"))) * int(bits) // 8 for s, bits in found]
+    gathered = [one for one in plan.predicted.collectives if one.kind == "all-gather"]
+    assert sorted(sent) == sorted(one.bytes for one in gathered for _ in range(one.count))
+    biases = {one.value: one.bytes for one in gathered if one.value.endswith("bias")}
+    assert biases["state/params/block_0/attn/q/bias"] == 2 * 256
+    assert biases["state/params/ln_out/bias"] == 4 * 256
