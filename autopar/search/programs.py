@@ -7,11 +7,8 @@ is searched in full, and the faster plan is the answer. Most steps have one prog
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Generator
-from contextlib import contextmanager
-
 from autopar.core.errors import InfeasibleError
+from autopar.core.garbage import uncollected
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster
 from autopar.passes.trace import Step
@@ -30,20 +27,6 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     with uncollected():
         plan = _search(step, cluster, options)
         return certified(step, cluster, plan, options) if options.certify else plan
-
-
-@contextmanager
-def uncollected() -> Generator[None]:
-    """No cyclic garbage collection meanwhile: a search makes little garbage, and each collection
-    goes through the whole jaxpr again (measured: a quarter of the time).
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _search(step: Step, cluster: Cluster, options: Options) -> Plan:
