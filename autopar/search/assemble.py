@@ -99,8 +99,9 @@ class _Assembler:
     _ends: dict[Hashable, _End] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._made = Domains(self.mesh)
-        self._cut = functools.cache(lambda shape, layout: local_shape(shape, layout, self.mesh))
+        mesh = self.mesh  # not through self: all this would wait for the garbage collector
+        self._made = Domains(mesh)
+        self._cut = functools.cache(lambda shape, layout: local_shape(shape, layout, mesh))
 
     def fill_domains(self) -> None:
         """Domain, own cost and signature of every node."""
