@@ -15,6 +15,7 @@ from autopar.passes.trace import Step
 from autopar.search import planner, storage
 from autopar.search.certificate import certified
 from autopar.search.options import Options
+from autopar.search.pins import names_results
 
 
 def search(step: Step, cluster: Cluster, options: Options) -> Plan:
@@ -30,7 +31,8 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
 
 
 def _search(step: Step, cluster: Cluster, options: Options) -> Plan:
-    programs = step.programs
+    # A refined program has other values than those that pins may name.
+    programs = (step,) if names_results(options.pins, step) else step.programs
     if options.search == "random":  # any program, as any plan
         return planner.search(programs[options.seed % len(programs)], cluster, options)
     plans: list[Plan] = []
