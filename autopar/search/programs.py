@@ -31,8 +31,9 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
 
 
 def _search(step: Step, cluster: Cluster, options: Options) -> Plan:
-    # A refined program has other values than those that pins may name.
-    programs = (step,) if names_results(options.pins, step) else step.programs
+    programs = step.programs
+    if len(programs) > 1 and names_results(options.pins, step):
+        programs = (step,)  # a refined program has other values than those that are named
     if options.search == "random":  # any program, as any plan
         return planner.search(programs[options.seed % len(programs)], cluster, options)
     plans: list[Plan] = []
