@@ -162,8 +162,7 @@ def _fit(
     ``None`` as soon as no plan of this mesh can be better than one that is ``known``.
     """
     model = prepared.depth.memory_on(problem)
-    # On one or two axes a network is small enough to be solved whole.
-    axes = problem.axis_choices() if len(problem.mesh.axes) > 2 else ()
+    axes: AxisChoices = ()
     limits: dict[int, Limit] = {}
     least, bound, exact, heaviest = FORBIDDEN, 0, True, ""
     deadline = time.monotonic() + options.time_limit_s
@@ -192,6 +191,9 @@ def _fit(
             raise _too_big(options.search, problem.mesh, peak, budget, heaviest)
         options.progress(f"peak {format_bytes(peak)} over {format_bytes(budget)}: tightening")
         exact &= _tighten(limits, model, states, budget)
+        # On one or two axes a network is small enough to be solved whole.
+        if not axes and len(problem.mesh.axes) > 2:
+            axes = problem.axis_choices()
     return _lightest(problem, axes, model, limits, least, budget, options)
 
 

@@ -35,7 +35,8 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
 @contextmanager
 def uncollected() -> Generator[None]:
     """No cyclic garbage collection meanwhile: a search makes little garbage, and each collection
-    goes through the whole jaxpr again (measured: a quarter of the time).
+    goes through the whole jaxpr again (measured: a quarter of the time). What is there at the end
+    counts as old, so that the first collection afterwards does not go through all of it either.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -43,6 +44,9 @@ def uncollected() -> Generator[None]:
         yield
     finally:
         if enabled:
+            if not gc.get_freeze_count():  # those are the caller's, and would thaw
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

@@ -177,7 +177,9 @@ def _limited(network: Network, known: int, parts: _Parts, small: int, large: int
 def _settled(work: Messages, best: Solution, deadline: float) -> Solution:
     """Raises the bound until it settles; the best assignment decoded, if it is better."""
     before = -1
-    work.round()  # after one all is far off
+    work.round()  # after one all is far off, unless there is something to beat
+    if best.cost < FORBIDDEN // 2 and not work.rule_out(best.cost):
+        return best
     while work.bound - before > SETTLED * work.bound and time.monotonic() < deadline:
         before = work.bound
         work.round()
