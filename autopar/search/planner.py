@@ -166,7 +166,7 @@ def _fit(
     limits: dict[int, Limit] = {}
     least, bound, exact, heaviest = FORBIDDEN, 0, True, ""
     deadline = time.monotonic() + options.time_limit_s
-    while (left := deadline - time.monotonic()) > 0:
+    while (left := deadline - time.monotonic()) > 0 or not limits:
         network = dataclasses.replace(problem.network, limits=tuple(map(folded, limits.values())))
         free = None if limits else prepared.free.get(problem.mesh)
         found = free or _solve(network, axes, options, left, known)
