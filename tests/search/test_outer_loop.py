@@ -12,7 +12,9 @@ import pytest
 import autopar
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster
+from autopar.search.network import FORBIDDEN, TICK_S, Solution
 from autopar.search.programs import uncollected
+from autopar.search.solve import solve
 
 SHAPES = {"up": (256, 1024), "down": (1024, 256)}
 WEIGHTS = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
@@ -47,6 +49,19 @@ def test_the_plan_is_the_best_of_all_meshes_each_of_which_is_announced(rows: int
 def test_hardly_any_time_is_enough_for_a_plan_and_a_bound(mesh):
     least, ample = planned(64, mesh=mesh, time_limit=1e-9), planned(64, mesh=mesh)
     assert 0 < least.solver.bound_s <= ample.solver.objective_s <= least.solver.objective_s
+
+
+def test_what_a_mesh_left_open_counts_in_the_bound(monkeypatch):
+    def out_of_time(network, seconds, axes=(), known=FORBIDDEN):
+        if known < FORBIDDEN:
+            return Solution(None, FORBIDDEN, 5, "unknown")
+        return solve(network, seconds, axes=axes)
+
+    proven = planned(64).solver
+    assert (proven.status, proven.gap) == ("optimal", 0)
+    monkeypatch.setattr("autopar.search.planner.solve", out_of_time)
+    left_open = planned(64).solver
+    assert (left_open.status, left_open.bound_s) == ("feasible", 5 * TICK_S)
 
 
 def test_what_is_there_after_a_search_counts_as_old():
