@@ -16,6 +16,7 @@ from autopar.core.mesh import MeshSpec as MeshSpec
 from autopar.core.plan import Plan as Plan
 from autopar.cost_model import Cluster as Cluster
 from autopar.parallelized import Parallelized as Parallelized
+from autopar.passes.trace import trace as trace
 from autopar.verification import Report as Report
 
 __version__ = version("autopar")

@@ -14,21 +14,21 @@ from autopar.core.errors import OptionError
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster
 from autopar.parallelized import Args, Parallelized, Result
-from autopar.passes.trace import trace
+from autopar.passes.trace import Step, trace
 from autopar.planning import Mesh, plan_traced
 from autopar.search.options import Progress
 from autopar.verification import Report, check
 
 
 def plan(
-    step: Callable[..., Any],
+    step: Callable[..., Any] | Step,
     *abstract_args: Any,
     cluster: Cluster | None = None,
     memory: int | str | None = None,
     mesh: Mesh | None = None,
     microbatches: int | str = "auto",
     search: str = "optimal",
-    pins: Mapping[str, jax.P] | None = None,
+    pins: Mapping[str, jax.P | str] | None = None,
     like: Plan | None = None,
     donate: Sequence[int] = (0,),
     seed: int = 0,
@@ -41,17 +41,21 @@ def plan(
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> Plan:
-    """Finds how best to run ``step`` on ``cluster``. Needs none of the cluster's hardware.
+    r"""Finds how best to run ``step`` on ``cluster``. Needs none of the cluster's hardware.
 
     Args:
-      step: any function JAX can trace, ``jax.grad`` and optimiser inside.
-      abstract_args: its arguments, as arrays or ``jax.ShapeDtypeStruct``.
+      step: any function JAX can trace, ``jax.grad`` and optimiser inside; or what ``trace`` made of
+        one, to plan it again, with other pins, say, or for another cluster.
+      abstract_args: its arguments, as arrays or ``jax.ShapeDtypeStruct``; none of what is traced.
       cluster: where it will run; by default the devices of this process.
       memory: budget per device, bytes or ``"14GiB"``; by default the chip's own, less a margin.
       mesh: sizes ``(4, 2)`` or ``{"data": 4, "model": 2}``; by default searched.
       microbatches: only 1 for now (``"auto"`` is 1).
       search: ``optimal``, ``exhaustive``, ``random``, or a baseline by name.
-      pins: regular expression over input paths to the ``PartitionSpec`` they must have.
+      pins: regular expression over input paths, or else over names of operations as plans print
+        them, to how these inputs or results must lie: a ``PartitionSpec`` (``P()``: do not split;
+        ``P.UNCONSTRAINED``: this dimension as is best), or the path or name of the value that they
+        must lie like, with the groups of the expression: ``{"mu/(.*)": r"params/\1"}``.
       like: a plan to follow, for an evaluation step beside its training step: the same mesh, and
         inputs of the same name, shape and dtype lie as they do there.
       donate: positional arguments whose memory the step may reuse.
@@ -82,7 +86,9 @@ def plan(
     """
     if progress is not None:
         progress("tracing")
-    traced = trace(step, *abstract_args, donate=donate)
+    if isinstance(step, Step) and abstract_args:
+        raise OptionError("a traced step has its arguments already; leave them out")
+    traced = step if isinstance(step, Step) else trace(step, *abstract_args, donate=donate)
     return plan_traced(
         traced,
         cluster=cluster,

@@ -31,7 +31,7 @@ def plan_traced(
     mesh: Mesh | None = None,
     microbatches: int | str = "auto",
     search: str = "optimal",
-    pins: Mapping[str, jax.P] | None = None,
+    pins: Mapping[str, jax.P | str] | None = None,
     like: Plan | None = None,
     seed: int = 0,
     time_limit: float = 60.0,

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autopar.core.errors import InfeasibleError
+from autopar.core.garbage import uncollected
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import format_bytes, parse_cluster
 from autopar.models import preset
@@ -136,9 +137,10 @@ def traced(model: str, batch: int, overrides: tuple[tuple[str, object], ...]) ->
     began = time.perf_counter()
     closed = jax.make_jaxpr(workload.train_step)(state, examples)
     traced_s = time.perf_counter() - began
-    began = time.process_time()
-    simplify(closed)
-    simplified_cpu_s = time.process_time() - began
+    with uncollected():
+        began = time.process_time()
+        simplify(closed)
+        simplified_cpu_s = time.process_time() - began
     return Traced(trace(workload.train_step, state, examples), traced_s, simplified_cpu_s)
 
 

@@ -51,14 +51,16 @@ class Signatures:
 
     def __init__(self) -> None:
         self._known: dict[Hashable, str] = {}
-        self._asked: dict[int, tuple[JaxprEqn, str]] = {}
+        self._asked: dict[int, str] = {}
+        self._kept: list[JaxprEqn | Jaxpr] = []
 
     def of(self, eqn: JaxprEqn) -> str:
         """The signature of ``eqn``."""
         asked = self._asked.get(id(eqn))
         if asked is None:
-            asked = self._asked[id(eqn)] = (eqn, self._of(eqn))
-        return asked[1]
+            asked = self._asked[id(eqn)] = self._of(eqn)
+            self._kept.append(eqn)
+        return asked
 
     def _of(self, eqn: JaxprEqn) -> str:
         params = eqn.params
@@ -82,6 +84,38 @@ class Signatures:
         operands = " ".join([aval_text(atom.aval) for atom in eqn.invars])
         results = " ".join([aval_text(var.aval) for var in eqn.outvars])
         return f"{eqn.primitive.name}[{params}] {operands} -> {results}"
+
+    def _body(self, jaxpr: Jaxpr) -> str:
+        """The text of a body. Layers have bodies alike: those are known by what their equations
+        have in common, column by column, which is quicker than equation by equation.
+        """
+        try:
+            key = self._columns(jaxpr)
+            found = self._known.get(key)
+        except TypeError:  # a parameter that cannot be hashed
+            return "; ".join(self.lines(jaxpr))
+        if found is None:
+            found = self._known[key] = "; ".join(self.lines(jaxpr))
+            self._kept.append(jaxpr)
+        return found
+
+    def _columns(self, jaxpr: Jaxpr) -> Hashable:
+        """Equal for bodies alike; ``TypeError`` if equal values might not be the same."""
+        eqns = jaxpr.eqns
+        results = [var for eqn in eqns for var in eqn.outvars]
+        bound = (*jaxpr.constvars, *jaxpr.invars, *results)
+        values = [value for eqn in eqns for value in eqn.params.values()]
+        if not _INEXACT.isdisjoint(map(type, values)):
+            raise TypeError
+        numbers = dict(zip(bound, range(len(bound)), strict=True))
+        atoms = [atom for eqn in eqns for atom in eqn.invars]
+        reads = [
+            self._literal(atom) if isinstance(atom, Literal) else numbers[atom]
+            for atom in (*atoms, *jaxpr.outvars)
+        ]
+        shapes = [(eqn.primitive, *eqn.params, len(eqn.invars), len(eqn.outvars)) for eqn in eqns]
+        ids = [id(var.aval) for var in bound]
+        return tuple(shapes), tuple(values), len(jaxpr.constvars), tuple(ids), tuple(reads)
 
     def lines(self, jaxpr: Jaxpr) -> list[str]:
         """The equations of ``jaxpr``, what they read by the number of the value."""
@@ -117,7 +151,7 @@ class Signatures:
             consts = " ".join(map(self.value, value.consts))
             return f"({consts})" + self.value(value.jaxpr)
         if isinstance(value, Jaxpr):
-            return "{" + "; ".join(self.lines(value)) + "}"
+            return "{" + self._body(value) + "}"
         if isinstance(value, enum.Enum):
             return str(value)
         if isinstance(value, (jax.Array, np.ndarray, np.generic)):

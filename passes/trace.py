@@ -21,6 +21,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 from autopar.core import compat
 from autopar.core.compat import PyTreeDef
 from autopar.core.errors import AutoparError, OptionError, PlanError, TraceError
+from autopar.core.garbage import uncollected
 from autopar.passes.fingerprint import Signatures, aval_text, fingerprint, function_name
 from autopar.passes.fold import Fold, fold
 from autopar.passes.offload import Update, shares, stacks, updates
@@ -125,6 +126,7 @@ class Step:
         return None
 
 
+@uncollected()
 def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (0,)) -> Step:
     """Traces ``fn`` for arguments of these shapes and simplifies the result.
 

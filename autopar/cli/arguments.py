@@ -62,8 +62,9 @@ PinOption = Annotated[
     typer.Option(
         "--pin",
         metavar="REGEX=SPEC",
-        help="Fix how the inputs of these paths are split, a mesh axis or None a dimension: "
-        "'embed/embedding=model,None'. May be repeated.",
+        help="Fix how inputs of these paths, or results of operations of these names, are split: "
+        "for each dimension a mesh axis, None, or * for any: 'embed/embedding=model,None'; or "
+        "'mu/(.*)=like:params/\\1'. May be repeated.",
     ),
 ]
 TimeLimitOption = Annotated[
@@ -143,13 +144,14 @@ def parse_mesh(text: str | None) -> dict[str, int] | tuple[int, ...] | None:
     return mesh
 
 
-def parse_pins(texts: Sequence[str] | None) -> dict[str, jax.P]:
-    """Reads ``REGEX=SPEC`` each; a spec is written as ``model,None`` or as plans print it.
+def parse_pins(texts: Sequence[str] | None) -> dict[str, jax.P | str]:
+    """Reads ``REGEX=SPEC`` each; a spec is written as ``model,None`` or as plans print it, what is
+    to lie like another value as ``like:`` and its path.
 
     Raises:
       PinError: a text is no pin, or two have the same pattern.
     """
-    pins: dict[str, jax.P] = {}
+    pins: dict[str, jax.P | str] = {}
     for text in texts or ():
         pattern, equals, spec = text.rpartition("=")
         if not equals or not pattern:
@@ -158,19 +160,26 @@ def parse_pins(texts: Sequence[str] | None) -> dict[str, jax.P]:
             )
         if pattern in pins:
             raise PinError(f"--pin {pattern!r} is given twice; leave one of them out")
-        pins[pattern] = _parse_spec(spec.strip(), text)
+        spec, like = spec.strip(), spec.strip().removeprefix("like:")
+        pins[pattern] = _parse_spec(spec, text) if like == spec else like
     return pins
 
 
 def _parse_spec(spec: str, pin: str) -> jax.P:
-    """``model,None``, ``data+model,None``, ``P(('data', 'model'), None)``; nothing is ``P()``."""
+    """``model,None``, ``data+model,*``, ``P(('data', 'model'), None)``; nothing is ``P()``."""
     if spec.startswith("P(") and spec.endswith(")"):
         return jax.P(*_literal_entries(spec, pin))
     entries = [entry.strip() for entry in spec.split(",")] if spec else []
-    names = [None if e == "None" else tuple(e.split("+")) for e in entries]
-    if any(name is not None and not all(part.isidentifier() for part in name) for name in names):
+    return jax.P(*[_parse_entry(entry, spec, pin) for entry in entries])
+
+
+def _parse_entry(entry: str, spec: str, pin: str) -> Any:
+    if entry in ("None", "*"):
+        return None if entry == "None" else jax.P.UNCONSTRAINED
+    names = tuple(entry.split("+"))
+    if not all(name.isidentifier() for name in names):
         raise _not_a_spec(spec, pin)
-    return jax.P(*(n[0] if n is not None and len(n) == 1 else n for n in names))
+    return names[0] if len(names) == 1 else names
 
 
 def _literal_entries(spec: str, pin: str) -> tuple[str | tuple[str, ...] | None, ...]:
@@ -189,5 +198,5 @@ def _literal_entries(spec: str, pin: str) -> tuple[str | tuple[str, ...] | None,
 def _not_a_spec(spec: str, pin: str) -> PinError:
     return PinError(
         f"--pin {pin!r}: {spec!r} is not how an array is split; for each dimension name a mesh "
-        "axis, several joined by +, or None: model,None or data+model,None"
+        "axis, several joined by +, None, or * for any: model,None or data+model,*"
     )

@@ -11,6 +11,7 @@ a class becomes a unary cost.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -38,15 +39,17 @@ class Restriction:
 
     Attributes:
       resting: for an input node, the layouts it may rest in.
-      outputs: for an output node, the layouts it may have.
+      borders: for an output node or a hub, the layouts it may have.
       allow: whether an op may take a state; ``None`` allows all.
       own: for an op of whose layouts the step itself speaks, the states it may take.
+      alike: pairs of inputs, hubs or outputs that must lie alike, inputs at rest.
     """
 
     resting: Mapping[int, tuple[Layout, ...]] = field(default_factory=dict)
-    outputs: Mapping[int, tuple[Layout, ...]] = field(default_factory=dict)
+    borders: Mapping[int, tuple[Layout, ...]] = field(default_factory=dict)
     allow: Callable[[Node, State], bool] | None = None
     own: Mapping[int, Domain] = field(default_factory=dict)
+    alike: tuple[tuple[int, int], ...] = ()
 
 
 def assemble(
@@ -99,12 +102,14 @@ class _Assembler:
     _ends: dict[Hashable, _End] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._made = Domains(self.mesh)
-        self._cut = functools.cache(lambda shape, layout: local_shape(shape, layout, self.mesh))
+        mesh = self.mesh  # not through self: all this would wait for the garbage collector
+        self._made = Domains(mesh)
+        self._cut = functools.cache(lambda shape, layout: local_shape(shape, layout, mesh))
 
     def fill_domains(self) -> None:
         """Domain, own cost and signature of every node."""
         makers = _makers(self.graph)
+        tied = frozenset(itertools.chain(*self.restriction.alike))
         for node in self.graph.nodes:
             if node.kind == "op":
                 domain, key, cost = self._op(node)
@@ -113,7 +118,7 @@ class _Assembler:
             else:
                 domain, key, cost = self._border(node, makers)
             self.domains.append(domain)
-            self.keys.append((node.kind, key, node.trips, node.shape))
+            self.keys.append((node.kind, key, node.trips, node.shape, node.index in tied))
             self.costs.append(cost)
 
     def _op(self, node: Node) -> tuple[Domain, Hashable, IntArray]:
@@ -182,7 +187,7 @@ class _Assembler:
             op for source, port in makers.get(node.index, ()) for op in self._port_ops(source, port)
         )
         domain = self._made.hub(node.shape, ops)
-        allowed = self.restriction.outputs.get(node.index)
+        allowed = self.restriction.borders.get(node.index)
         if allowed is not None:
             domain = tuple(state for state in domain if state.results[0] in allowed)
         dtype = None if node.var is None else self._text(node.var)
@@ -230,7 +235,17 @@ class _Assembler:
                 unary[src] = np.minimum(unary[src] + weighted.diagonal(), FORBIDDEN)
             else:
                 add_pair(pairs, src, dst, weighted)
+        for one, other in self.restriction.alike:
+            if variables[one] != variables[other]:
+                add_pair(pairs, variables[one], variables[other], self._unlike(one, other))
         return Network(tuple(unary[v] for v in range(len(unary))), pairs)
+
+    def _unlike(self, one: int, other: int) -> IntArray:
+        """Forbids all pairs of states in which two nodes, inputs at rest, lie otherwise."""
+        left, right = self._end(self.domains[one], True), self._end(self.domains[other], True)
+        names = np.array(number((*left.layouts, *right.layouts)), np.int64)
+        differs = names[: len(left.layouts), None] != names[len(left.layouts) :]
+        return FORBIDDEN * differs[np.ix_(left.of_state, right.of_state)].astype(np.int64)
 
     def _edge_table(self, edge: Edge, weight: int) -> IntArray:
         """``weight`` times the price of the re-layout, for every pair of states of the two ends."""

@@ -16,11 +16,12 @@ import os
 from pathlib import Path
 
 from autopar.core.errors import OptionError, PlanError
+from autopar.core.garbage import uncollected
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster
 from autopar.passes.trace import Step
 from autopar.search.options import Options
-from autopar.search.programs import search, uncollected
+from autopar.search.programs import search
 
 DECIDING = ("jax", "jaxlib", "numpy", "scipy", "pytoulbar2")
 """Packages whose version may change a plan."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,9 +85,11 @@ class Depth:
     _memories: dict[int, MeshMemory] = field(init=False, default_factory=dict[int, MeshMemory])
 
     @classmethod
-    def plain(cls, step: Step, chip: Chip, shares: Mapping[Var, float]) -> Depth:
-        """Nothing folded; ``shares``: see ``MemoryModel``."""
-        graph = build_graph(step)
+    def plain(
+        cls, step: Step, chip: Chip, shares: Mapping[Var, float], held: frozenset[Var]
+    ) -> Depth:
+        """Nothing folded; ``shares``: see ``MemoryModel``, ``held``: ``build_graph``."""
+        graph = build_graph(step, held)
         return cls(step, step, graph, MemoryModel(step, graph, roles(step, graph), chip, shares))
 
     @classmethod
@@ -160,6 +162,21 @@ class Depth:
         top = self.whole.jaxpr.jaxpr.eqns
         rest = node.name.partition("/")[2]
         return tuple([source_name(self._nested(top[i], rest)) for i in self._positions(node)])
+
+    def nodes(self, values: Iterable[int | Var]) -> dict[int | Var, int]:
+        """The nodes that say where inputs of the whole step, and results of equations, lie."""
+        inputs = {
+            position: node.index
+            for node in self.graph.nodes
+            if node.kind == "input" and node.name.startswith("in:")
+            for position in self._positions(node)
+        }
+        found: dict[int | Var, int] = {}
+        for one in values:
+            node = inputs[one] if isinstance(one, int) else self.graph.sources[one].node
+            if self.graph.nodes[node].kind != "op":  # else nobody reads it
+                found[one] = node
+        return found
 
     @functools.cached_property
     def _bodies(self) -> dict[int, Mapping[str, Jaxpr]]:

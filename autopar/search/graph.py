@@ -140,8 +140,12 @@ class _Builder:
             self.uses.append((atom, dst, slot, weight, shift))
 
 
-def build_graph(step: Step) -> Graph:
-    """Walks the step, regions included, and connects every use to its source."""
+def build_graph(step: Step, held: frozenset[Var] = frozenset()) -> Graph:
+    """Walks the step, regions included, and connects every use to its source.
+
+    Args:
+      held: results of equations that get a hub even if they have one use.
+    """
     builder = _Builder()
     jaxpr = step.jaxpr.jaxpr
     for position, var in enumerate(jaxpr.invars):
@@ -152,7 +156,7 @@ def build_graph(step: Step) -> Graph:
         builder.sources[var] = Source(node, 0)
     _walk(builder, jaxpr, "", 1)
     _connect_outputs(builder, step)
-    return _finish(builder)
+    return _finish(builder, held)
 
 
 def _connect_outputs(builder: _Builder, step: Step) -> None:
@@ -221,8 +225,8 @@ def _hub(builder: _Builder, var: Var, name: str, trips: int) -> int:
     return node
 
 
-def _finish(builder: _Builder) -> Graph:
-    """Gives every op result with several uses its hub, then turns uses into edges."""
+def _finish(builder: _Builder, held: frozenset[Var]) -> Graph:
+    """Gives every op result with several uses, or ``held``, its hub, then turns uses into edges."""
     nodes, sources = builder.nodes, builder.sources
     by_source: dict[Source, list[_Use]] = defaultdict(list)
     for use in builder.uses:
@@ -236,8 +240,8 @@ def _finish(builder: _Builder) -> Graph:
         node, origin = nodes[index], index
         if node.kind == "input" and sum([not rests[dst] for _, dst, *_ in uses]) > 1:
             shared.add(index)
-        if node.kind == "op" and len(uses) > 1:
-            var = uses[0][0]
+        var = uses[0][0]
+        if node.kind == "op" and (len(uses) > 1 or var in held):
             origin = builder.add("hub", f"{node.name}.{port}", node.trips, var)
             late = all(tails[dst] for _, dst, *_ in uses)
             tails.append(late)

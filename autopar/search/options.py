@@ -41,7 +41,7 @@ class Options:
     search: str = "optimal"
     mesh: MeshSpec | None = None
     memory_bytes: int | None = None
-    pins: Mapping[str, jax.P] = field(default_factory=dict)
+    pins: Mapping[str, jax.P | str] = field(default_factory=dict)
     seed: int = 0
     time_limit_s: float = 60.0
     remat: str = "auto"
@@ -71,10 +71,10 @@ class Options:
         if not isinstance(seed, int) or seed < 0:  # pyright: ignore
             raise OptionError(f"seed={seed!r} is no whole number from 0 on; give one")
         for pattern, spec in self.pins.items():
-            if not isinstance(spec, (jax.P, tuple)):  # pyright: ignore
+            if not isinstance(spec, (jax.P, tuple, str)):  # pyright: ignore
                 raise PinError(
-                    f"pin {pattern!r} = {spec!r} is no PartitionSpec; name a mesh axis or None for "
-                    "each dimension: jax.P('data', None)"
+                    f"pin {pattern!r} = {spec!r} is no PartitionSpec, and no path of a value to "
+                    "lie like; name a mesh axis or None for each dimension: jax.P('data', None)"
                 )
         if self.memory_bytes is not None and self.memory_bytes <= 0:
             raise OptionError(f"memory={self.memory_bytes} bytes; give a positive budget")

@@ -22,10 +22,10 @@ from autopar.core.compat import manual_axes
 from autopar.core.errors import PinError
 from autopar.core.layout import B, Layout, Placement, Split, divides
 from autopar.core.mesh import MeshSpec
-from autopar.passes.trace import Step, source_line
+from autopar.passes.trace import source_line
 from autopar.search.domains import Domain, State, refines
 from autopar.search.graph import Graph, Node
-from autopar.search.pins import Pinned
+from autopar.search.pinned import Pinned
 
 NAMES = {
     "sharding_constraint": "the sharding constraint",
@@ -98,7 +98,6 @@ def states(
     said: Sequence[OwnSharding],
     graph: Graph,
     mesh: MeshSpec,
-    step: Step,
     pins: Mapping[int, Pinned],
 ) -> dict[int, Domain]:
     """For each node that the step speaks of, the states it may take on ``mesh``.
@@ -111,22 +110,22 @@ def states(
         found[own.node] = _states(own, mesh)
     sources = {edge.dst: edge.src for edge in graph.edges if edge.dst in found}
     for own in said:
-        pin = pins.get(sources.get(own.node, -1))
-        if own.eqn.primitive.name == "shard_map" or pin is None:
+        source = sources.get(own.node, -1)
+        if own.eqn.primitive.name == "shard_map" or source not in pins:
             continue
-        if not _agrees(pin.layout, found[own.node]):
-            path = step.in_paths[sources[own.node]]
+        wish, layouts = pins[source].wish, pins[source].layouts
+        if graph.nodes[source].kind == "input" and not _agrees(layouts, found[own.node]):
             raise PinError(
-                f"{own} contradicts the pin {pin.pattern!r} = {pin.spec} on {path!r}, the very "
-                "value it lays otherwise; remove one of them. (An input may be pinned to a finer "
-                "split than it is used in, and is then gathered.)"
+                f"{own} contradicts the pin {wish.pattern!r} = {wish.said} on {wish.name!r}, the "
+                "very value it lays otherwise; remove one of them. (An input may be pinned to a "
+                "finer split than it is used in, and is then gathered.)"
             )
     return found
 
 
-def _agrees(pinned: Layout, domain: Domain) -> bool:
+def _agrees(pinned: Sequence[Layout], domain: Domain) -> bool:
     """Whether some state uses the value as pinned, or with some axes gathered."""
-    return any(refines(pinned, state.operands[0]) for state in domain)
+    return any(refines(layout, state.operands[0]) for state in domain for layout in pinned)
 
 
 def _read(node: Node, eqn: JaxprEqn) -> OwnSharding | None:

@@ -14,7 +14,6 @@ from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster, Resharder
 from autopar.passes.fold import NotFoldable
 from autopar.passes.trace import Step
-from autopar.search import pins as pins_
 from autopar.search.assemble import Restriction, assemble
 from autopar.search.baselines import baseline
 from autopar.search.depth import Depth
@@ -25,6 +24,8 @@ from autopar.search.operations import Operation, operations
 from autopar.search.options import BASELINES, Options
 from autopar.search.own_shardings import own_shardings
 from autopar.search.own_shardings import states as own_states
+from autopar.search.pinned import alike, pinned, speaks_of_layers
+from autopar.search.pins import Wish, values_of, wishes
 from autopar.search.problem import Problem
 
 ALIKE_ABOVE = 400
@@ -57,12 +58,14 @@ class Prepared:
     Attributes:
       depth: the step, and what of it is looked at.
       options: of these, memory and time are not looked at.
+      wishes: what pins say, of values of the whole step.
     """
 
     depth: Depth
     cluster: Cluster
     options: Options
     ops: tuple[Operation | None, ...]
+    wishes: tuple[Wish, ...]
     away: Away = NOTHING
     free: dict[MeshSpec, Solution] = field(default_factory=dict[MeshSpec, Solution])
     _problems: dict[MeshSpec, Problem] = field(default_factory=dict[MeshSpec, Problem])
@@ -71,12 +74,22 @@ class Prepared:
     def of(cls, step: Step, cluster: Cluster, options: Options, away: Away = NOTHING) -> Prepared:
         """Does what does not depend on the mesh. ``away``: what is on the host."""
         options.progress("building the flow graph")
-        depth = Depth.plain(step, cluster.chip, away.shares(step))
-        return cls._of(depth, cluster, options, away)
+        said = wishes(options.pins, step)
+        held = frozenset([one for one in values_of(said) if not isinstance(one, int)])
+        depth = Depth.plain(step, cluster.chip, away.shares(step), held)
+        return cls._of(depth, cluster, options, away, said)
 
     @classmethod
-    def _of(cls, depth: Depth, cluster: Cluster, options: Options, away: Away) -> Prepared:
-        return cls(depth, cluster, options, operations(depth.graph, depth.step.signatures), away)
+    def _of(
+        cls,
+        depth: Depth,
+        cluster: Cluster,
+        options: Options,
+        away: Away,
+        said: tuple[Wish, ...],
+    ) -> Prepared:
+        ops = operations(depth.graph, depth.step.signatures)
+        return cls(depth, cluster, options, ops, said, away)
 
     @classmethod
     def folded(
@@ -84,15 +97,16 @@ class Prepared:
     ) -> Prepared:
         """The same, with layers folded where that is to be had and changes no answer.
 
-        Pins and baselines may speak of single layers, and so does what is on the host.
+        Pins may speak of single layers; baselines do, and so does what is on the host.
         """
-        alike = options.search == "optimal" and not options.pins and away == NOTHING
+        alike = options.search == "optimal" and away == NOTHING
         fold = step.fold if alike else None
-        if fold is not None:
+        said = wishes(options.pins, step) if fold else ()
+        if fold is not None and not speaks_of_layers(said, fold):
             options.progress("building the flow graph")
             with contextlib.suppress(NotFoldable):
                 depth = Depth.folded(step, fold, cluster.chip)
-                return cls._of(depth, cluster, options, NOTHING)
+                return cls._of(depth, cluster, options, NOTHING, said)
         return cls.of(step, cluster, options, away)
 
     def plain(self) -> Prepared:
@@ -145,11 +159,16 @@ class Prepared:
 
     def _restriction(self, mesh: MeshSpec) -> Restriction:
         step, graph, search = self.depth.step, self.graph, self.options.search
-        pins = pins_.resolve(self.options.pins, step, mesh)
-        pinned = {i: (layout,) for i, layout in self.away.resting.items()}
-        pinned.update((i, (pin.layout,)) for i, pin in pins.items())
-        own = own_states(own_shardings(graph), graph, mesh, step, pins)
-        if search not in BASELINES:
-            return Restriction(pinned, own=own)
-        base = baseline(search, step, graph, mesh)
-        return dataclasses.replace(base, resting={**base.resting, **pinned}, own=own)
+        nodes = self.depth.nodes(values_of(self.wishes))
+        pins = pinned(self.wishes, nodes, mesh)
+        own = own_states(own_shardings(graph), graph, mesh, pins)
+        base = baseline(search, step, graph, mesh) if search in BASELINES else Restriction()
+        resting = {i: (layout,) for i, layout in self.away.resting.items()}
+        said = {node: pin.layouts for node, pin in pins.items()}
+        return dataclasses.replace(
+            base,
+            resting={**base.resting, **resting, **said},
+            borders={**base.borders, **said},
+            own=own,
+            alike=alike(self.wishes, nodes),
+        )

@@ -7,17 +7,15 @@ is searched in full, and the faster plan is the answer. Most steps have one prog
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Generator
-from contextlib import contextmanager
-
 from autopar.core.errors import InfeasibleError
+from autopar.core.garbage import uncollected
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster
 from autopar.passes.trace import Step
 from autopar.search import planner, storage
 from autopar.search.certificate import certified
 from autopar.search.options import Options
+from autopar.search.pins import names_results
 
 
 def search(step: Step, cluster: Cluster, options: Options) -> Plan:
@@ -32,26 +30,9 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
         return certified(step, cluster, plan, options) if options.certify else plan
 
 
-@contextmanager
-def uncollected() -> Generator[None]:
-    """No cyclic garbage collection meanwhile: a search makes little garbage, and each collection
-    goes through the whole jaxpr again (measured: a quarter of the time). What is there at the end
-    counts as old, so that the first collection afterwards does not go through all of it either.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            if not gc.get_freeze_count():  # those are the caller's, and would thaw
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
-
-
 def _search(step: Step, cluster: Cluster, options: Options) -> Plan:
-    programs = step.programs
+    # A refined program has other values than those that pins may name.
+    programs = (step,) if names_results(options.pins, step) else step.programs
     if options.search == "random":  # any program, as any plan
         return planner.search(programs[options.seed % len(programs)], cluster, options)
     plans: list[Plan] = []

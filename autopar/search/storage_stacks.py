@@ -39,6 +39,8 @@ def offloaded_stacks(
     Each trip of the backward loop waits for what it fetches. What the forward loop copies out is
     waited for as far as it takes longer than the loop, in equal shares.
     """
+    if not stacks:
+        return
     prices = PlanPrices(step, plan, cluster)
     sizes = {name: prices.bytes_of(step.stacks[name]) for name in stacks}
     crossing: dict[str, float] = defaultdict(float)

@@ -21,7 +21,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from autopar.core import compat
 from autopar.passes.remat.copies import Env, again, read
-from autopar.passes.remat.sides import Atom, is_backward, is_heavy, light
+from autopar.passes.remat.sides import Atom, backward, is_heavy, light
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class _Uses:
 
     def __init__(self, jaxpr: Jaxpr, dropped: frozenset[int]) -> None:
         self.eqns: Sequence[JaxprEqn] = jaxpr.eqns
-        self.backward = [is_backward(eqn) for eqn in jaxpr.eqns]
+        self.backward = backward(jaxpr.eqns)
         self.transposed = frozenset(
             var
             for eqn, back in zip(jaxpr.eqns, self.backward, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
@@ -25,6 +25,13 @@ _HEAVY = frozenset(
 def is_backward(eqn: JaxprEqn) -> bool:
     """Whether reverse-mode differentiation made the equation: JAX marks what it transposes."""
     return "transpose(" in str(eqn.source_info.name_stack)
+
+
+def backward(eqns: Sequence[JaxprEqn]) -> list[bool]:
+    """``is_backward`` of each; many share a name stack, whose text takes longer than all else."""
+    stacks = {id(stack): stack for eqn in eqns for stack in (eqn.source_info.name_stack,)}
+    marked = {key for key, stack in stacks.items() if "transpose(" in str(stack)}
+    return [id(eqn.source_info.name_stack) in marked for eqn in eqns]
 
 
 def is_repeatable(eqn: JaxprEqn) -> bool:

@@ -247,7 +247,8 @@ PINS: list[tuple[dict[str, Any], Any, tuple[str, ...]]] = [
      ("pins contradict each other: 'params/layer_0/kernel' is pinned to ", f" by '{KERNEL}' and ",
       "to ", " by 'layer_./kernel'; make one of the patterns narrower, or remove it")),
     ({"layer_7/kernel": P("data")}, 8,
-     ("pin 'layer_7/kernel' names no input of the step; the nearest paths are params/layer_",)),
+     ("pin 'layer_7/kernel' names no input of the step, and no operation; the nearest names are ",
+      "params/layer_")),
     ({"layer_0/bias": P(None, "data")}, 8,
      ("pin 'layer_0/bias' = P(None, 'data') on 'params/layer_0/bias' of shape (32,): the spec has "
       "2 entries, the value 1 dimensions",)),
@@ -261,7 +262,12 @@ PINS: list[tuple[dict[str, Any], Any, tuple[str, ...]]] = [
     ({KERNEL: P(3)}, 8, (f"pin '{KERNEL}' = ", "3 is not a mesh axis name")),
     ({"layer_(": P("data")}, 8, ("pin 'layer_(' is not a regular expression: ",)),
     ({KERNEL: "data"}, 8,
-     (f"pin '{KERNEL}' = 'data' is no PartitionSpec; name a mesh axis or None for each dim",)),
+     (f"pin '{KERNEL}' = 'data' on 'params/layer_0/kernel': no input and no operation is named ",
+      "'data'", "to split over a mesh axis, write jax.P('data')")),
+    ({KERNEL: "kernel"}, 8, ("'kernel' is the end of several names: params/layer_0/kernel, ",)),
+    ({KERNEL: "layer_0/bias"}, 8,
+     ("they lie alike only if they have as many dimensions; 'params/layer_0/bias' has the ",)),
+    ({KERNEL: r"\1/bias"}, 8, ("invalid group reference 1",)),
     ({KERNEL: None}, 8, (f"pin '{KERNEL}' = None is no PartitionSpec",)),
 ]  # fmt: skip
 

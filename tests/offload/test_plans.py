@@ -159,7 +159,7 @@ def test_five_steps_of_a_gpt_equal_the_plain_ones(devices: int, backend: str) ->
     state = GPT.init(jax.random.key(0), next(GPT.batches()))
     batches = [next(GPT.batches(start=i)) for i in range(STEPS)]
     mesh = MeshSpec.of({"data": devices})
-    pins = {"state/.*kernel": jax.P(None, "data"), "batch/.*": jax.P("data")}
+    pins = {"state/.*kernel": jax.P("data"), "batch/.*": jax.P("data")}
     traced = trace(GPT.train_step, state, batches[0])
     wanted = {i for i in droppable(traced.jaxpr) if "/" not in i}
     program = traced.rematerialised(sorted(wanted, key=int))

@@ -18,7 +18,7 @@ import pytest
 from flax import linen as nn
 
 from autopar.core.errors import OptionError, TraceError
-from autopar.passes.fingerprint import canonical_lines, fingerprint
+from autopar.passes.fingerprint import Signatures, canonical_lines, fingerprint
 from autopar.passes.trace import source_line, source_name, trace
 
 F32 = jnp.float32
@@ -299,3 +299,36 @@ def test_canonical_text_has_no_addresses_and_no_paths() -> None:
     assert "0x" not in text
     assert "/" not in text
     assert fingerprint(closed, ["a"]) != fingerprint(closed, ["b"])
+
+
+BODIES = [
+    lambda a, b: (jnp.sin(a) - b, a),
+    lambda a, b: (b - jnp.sin(a), a),
+    lambda a, b: (jnp.sin(a) - b, b),
+    lambda a, b: (jnp.cos(a) - b, a),
+    lambda a, b: (a - 0.0, b),
+    lambda a, b: (a - -0.0, b),
+    lambda a, b: (a.reshape(2, 2).T.reshape(4), b),
+    lambda a, b: (a.reshape(1, 4).T.reshape(4), b),
+    lambda a, b: (a**2, b),
+    lambda a, b: (jax.lax.scan(lambda c, x: (c + x, c), a[0], b)[1], b),
+    lambda a, b: (jax.lax.scan(lambda c, x: (c - x, c), a[0], b)[1], b),
+]
+
+
+def test_bodies_known_by_their_columns() -> None:
+    """Two of each kind have the text that each has alone; no two kinds have the same."""
+    x = jnp.arange(4.0)
+    found: list[str] = []
+    for body in BODIES:
+        both = jax.make_jaxpr(lambda a, f=body: jax.checkpoint(f)(*jax.checkpoint(f)(a, a)))(x)
+        first, second = both.jaxpr.eqns
+        signatures = Signatures()
+        assert signatures.of(first) == signatures.of(second)
+        assert signatures.of(second) == Signatures().of(second)
+        assert "; ".join(Signatures().lines(second.params["jaxpr"])) in signatures.of(second)
+        found.append(signatures.of(first))
+    assert len(set(found)) == len(BODIES)
+    shared = Signatures()
+    eqns = [jax.make_jaxpr(jax.checkpoint(body))(x, x).jaxpr.eqns[0] for body in BODIES]
+    assert [shared.of(eqn) for eqn in eqns] == found

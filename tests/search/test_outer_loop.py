@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import pytest
 
 import autopar
+from autopar.core.garbage import uncollected
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster
 from autopar.search.network import FORBIDDEN, TICK_S, Solution
-from autopar.search.programs import uncollected
 from autopar.search.solve import solve
 
 SHAPES = {"up": (256, 1024), "down": (1024, 256)}
