@@ -39,7 +39,7 @@ class Table:
         """Seconds from each of ``src`` to each of ``dst``; ``inf`` where there is no way."""
         rows = np.array([self.index.get(layout, -1) for layout in src], dtype=np.intp)
         cols = np.array([self.index.get(layout, -1) for layout in dst], dtype=np.intp)
-        found = self.total[np.ix_(rows, cols)]
+        found = self.total.take(rows, axis=0).take(cols, axis=1)  # faster than ``np.ix_``
         if (rows < 0).any() or (cols < 0).any():
             found[rows < 0, :] = np.inf
             found[:, cols < 0] = np.inf

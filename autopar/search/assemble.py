@@ -27,7 +27,7 @@ from autopar.cost_model.attention import NO_ATTENTION, AttentionKernels, Charges
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.search.domains import Domain, Domains, State, partial_ops
 from autopar.search.graph import Edge, Graph, Node
-from autopar.search.network import FORBIDDEN, IntArray, Network, add_pair, times, to_ticks
+from autopar.search.network import FORBIDDEN, IntArray, Network, add_pair, picked, times, to_ticks
 from autopar.search.operations import Operation, without_rule
 from autopar.search.problem import Problem, edge_groups
 from autopar.search.quotient import classes, number, numbered
@@ -259,7 +259,7 @@ class _Assembler:
             table = self._reshard(edge.shape, edge.itemsize, left, right, edge.coalesced)
             if fused:
                 table = table + self._written(edge, left, right)
-            self._tables[key] = times(table, weight)[np.ix_(left.of_state, right.of_state)]
+            self._tables[key] = picked(times(table, weight), left.of_state, right.of_state)
         return self._tables[key]
 
     def _is_fused(self, edge: Edge) -> bool:

@@ -214,9 +214,10 @@ class Messages:
         if sum(counts[i] * counts[j] for i, j in self.ends) >= WORTHWHILE * self.entries:
             return True
         self.values = [v[mask] for v, mask in zip(self.values, masks, strict=True)]
+        places = [np.flatnonzero(mask) for mask in masks]
         for k, (i, j) in enumerate(self.ends):
             if not (masks[i].all() and masks[j].all()):
-                self.tables[k] = np.ascontiguousarray(self.tables[k][np.ix_(masks[i], masks[j])])
+                self.tables[k] = self.tables[k].take(places[i], axis=0).take(places[j], axis=1)
         kept = np.concatenate(masks + [masks[i] for pair in self.ends for i in pair])
         self._take(self.state[kept])
         self.before, self.trips = self.state, 0

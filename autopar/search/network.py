@@ -35,6 +35,13 @@ def times(ticks: IntArray, count: int) -> IntArray:
     return np.minimum(np.minimum(ticks, FORBIDDEN // max(count, 1) + 1) * count, FORBIDDEN)
 
 
+def picked(table: IntArray, rows: IntArray, cols: IntArray) -> IntArray:
+    """``table[np.ix_(rows, cols)]``, which takes four times as long: one axis after the other."""
+    if len(rows) < len(table):
+        return table[rows].take(cols, axis=1)
+    return table.take(cols, axis=1).take(rows, axis=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """``sum of weights[i][x_i] <= bound`` over the variables that have weights."""
@@ -92,7 +99,7 @@ class Network:
         """The same, with only these values of each variable left, in this order."""
         return Network(
             tuple([costs[kept] for costs, kept in zip(self.unary, values, strict=True)]),
-            {(i, j): t[np.ix_(values[i], values[j])] for (i, j), t in self.pairs.items()},
+            {(i, j): picked(t, values[i], values[j]) for (i, j), t in self.pairs.items()},
             tuple(
                 [
                     Limit({i: w[values[i]] for i, w in x.weights.items()}, x.bound)

@@ -71,6 +71,7 @@ def best(prepared: Prepared, options: Options, last_resort: bool = True) -> Cand
     budget = options.memory_bytes or cluster.chip.usable_bytes
     meshes = _meshes(cluster, options, own_mesh(own_shardings(prepared.graph)))
     found: Candidate | None = None
+    bound, proven = FORBIDDEN, True  # of all meshes
     failures: list[InfeasibleError] = []
     misfits: list[PinError] = []
     for mesh in meshes:
@@ -84,11 +85,17 @@ def best(prepared: Prepared, options: Options, last_resort: bool = True) -> Cand
         except PinError as error:  # another mesh may suit the pins
             misfits.append(error)
             continue
-        if other and other.solution.cost < known:
+        solution = other.solution if isinstance(other, Candidate) else other
+        bound = min(bound, solution.bound)
+        proven &= solution.status in ("optimal", "infeasible")
+        if isinstance(other, Candidate) and solution.cost < known:
             found = other
     if found is None:
         raise nearest(failures) if failures else misfits[0]
-    return found
+    solution = found.solution
+    status = "optimal" if proven else "feasible"
+    bounded = dataclasses.replace(solution, bound=min(bound, solution.cost), status=status)
+    return dataclasses.replace(found, solution=bounded)
 
 
 def planned(prepared: Prepared, best: Candidate, options: Options, seconds: float) -> Plan:
@@ -156,24 +163,27 @@ def _fit(
     options: Options,
     known: int,
     last_resort: bool,
-) -> Candidate | None:
+) -> Candidate | Solution:
     """Solves, and limits the instants that are over budget until the simulated peak fits it.
 
-    ``None`` as soon as no plan of this mesh can be better than one that is ``known``.
+    A solution without a choice as soon as nothing that costs less than what is ``known`` is to be
+    found: ``infeasible`` if there is nothing, else with a bound of what there may be.
     """
     model = prepared.depth.memory_on(problem)
-    # On one or two axes a network is small enough to be solved whole.
-    axes = problem.axis_choices() if len(problem.mesh.axes) > 2 else ()
+    axes: AxisChoices = ()
     limits: dict[int, Limit] = {}
     least, bound, exact, heaviest = FORBIDDEN, 0, True, ""
     deadline = time.monotonic() + options.time_limit_s
-    while (left := deadline - time.monotonic()) > 0:
+    while (left := deadline - time.monotonic()) > 0 or not limits:
         network = dataclasses.replace(problem.network, limits=tuple(map(folded, limits.values())))
         free = None if limits else prepared.free.get(problem.mesh)
         found = free or _solve(network, axes, options, left, known)
         if found.choice is None or found.cost >= known:
             if known < FORBIDDEN:
-                return None
+                below = known if found.status == "infeasible" else found.bound
+                bound = max(bound, below) if exact else bound
+                status = found.status if exact else "unknown"
+                return Solution(None, FORBIDDEN, min(bound, known), status)
             if limits and not last_resort:
                 raise _too_big(options.search, problem.mesh, least, budget, heaviest)
             break
@@ -192,6 +202,9 @@ def _fit(
             raise _too_big(options.search, problem.mesh, peak, budget, heaviest)
         options.progress(f"peak {format_bytes(peak)} over {format_bytes(budget)}: tightening")
         exact &= _tighten(limits, model, states, budget)
+        # On one or two axes a network is small enough to be solved whole.
+        if not axes and len(problem.mesh.axes) > 2:
+            axes = problem.axis_choices()
     return _lightest(problem, axes, model, limits, least, budget, options)
 
 

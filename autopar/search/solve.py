@@ -175,17 +175,22 @@ def _limited(network: Network, known: int, parts: _Parts, small: int, large: int
 
 
 def _settled(work: Messages, best: Solution, deadline: float) -> Solution:
-    """Raises the bound until it settles; the best assignment decoded, if it is better."""
-    before = -1
-    work.round()  # after one all is far off
-    while work.bound - before > SETTLED * work.bound and time.monotonic() < deadline:
+    """Raises the bound until it settles; the best assignment decoded, if it is better. However
+    little time there is, one is decoded.
+    """
+    work.round()  # after one all is far off, unless there is something to beat
+    if best.cost < FORBIDDEN // 2 and not work.rule_out(best.cost):
+        return best
+    settled = False
+    while not settled:
         before = work.bound
         work.round()
         choice = descend(work.network, work.decoded(back=False))
         if (cost := work.network.cost(choice)) < best.cost:
             best = Solution(choice, cost, 0, "feasible")
-        if not work.rule_out(best.cost):
-            break
+        possible = work.rule_out(best.cost)
+        risen = work.bound - before > SETTLED * work.bound
+        settled = not (possible and risen and time.monotonic() < deadline)
     return best
 
 
@@ -193,8 +198,8 @@ def _within(work: Messages, target: int, solver: Solver, deadline: float, enough
     """The best assignment that costs at most ``target``. ``bound`` holds for all others too."""
     entries, possible = work.entries + 1, work.rule_out(target)
     while possible and enough < work.entries < entries:
-        if time.monotonic() > deadline:
-            break
+        if time.monotonic() > deadline:  # to hand over all this would take many times as long
+            return Solution(None, FORBIDDEN, min(target, work.bound), "unknown")
         entries = work.entries
         work.round()
         possible = work.rule_out(target)

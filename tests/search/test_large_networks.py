@@ -70,6 +70,20 @@ def test_closing_in_finds_the_optimum_and_proves_it(
         assert found.cost == truth.cost
 
 
+def test_without_time_there_is_an_assignment_and_a_bound() -> None:
+    seen: set[str] = set()
+    for seed in range(20):
+        network = dense(seed, limited=False)
+        truth = toulbar2(network, 10)
+        if truth.choice is None:
+            continue
+        found = solve(network, 1e-9, small=10)
+        assert found.choice is not None
+        assert 0 < found.bound <= truth.cost <= found.cost == network.cost(found.choice)
+        seen.add(found.status)
+    assert seen == {"feasible", "optimal"}
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(SEEDS, st.booleans(), st.sampled_from([0, 10**6]))
 def test_only_what_is_better_than_a_known_cost_is_sought(
