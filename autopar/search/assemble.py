@@ -59,23 +59,19 @@ def assemble(
     resharder: Resharder,
     alike: bool,
     attention: AttentionKernels = NO_ATTENTION,
-    groups: Sequence[int] = (),
 ) -> Problem:
     """Builds the network. ``ops`` has one entry per node (see ``operations``).
 
-    With ``alike`` nodes that look the same from nearby share a variable, if they are in the same of
-    ``groups``: a number per node, if there are groups.
+    With ``alike`` nodes that look the same from nearby share a variable.
     """
     assembler = _Assembler(graph, ops, fusion, attention, cluster, mesh, restriction, resharder)
     assembler.fill_domains()
     count = len(graph.nodes)
     variables = classes(graph, assembler.keys) if alike else tuple(range(count))
-    if groups:
-        variables = tuple(number(list(zip(variables, groups, strict=True))))
-    uses = edge_groups(graph, variables)
-    network = assembler.network(variables, uses)
+    groups = edge_groups(graph, variables)
+    network = assembler.network(variables, groups)
     domains = tuple(assembler.domains)
-    found = (graph, mesh, domains, variables, uses, network, resharder)
+    found = (graph, mesh, domains, variables, groups, network, resharder)
     return Problem(*found, without_rule(ops, graph.copies.tolist()))
 
 

@@ -1,74 +1,179 @@
-"""Layers that differ: some as the best plan without a limit has them, the others as one that fits.
+"""Layers that differ: some as in a plan over the memory budget, the others as in one that fits.
 
 Where layers alike share their choices, a memory limit moves all of them at once, and a little less
-memory may cost much. So the layers are parted in two, the first ``k`` and the others: a value is
-then re-laid for it at one border only. Each part has variables of its own, and each variable the
-two values that it has in the best plan without a limit and in the best that fits. Bytes grow with
-the number of layers laid out as in the former, and so does what is saved: where a plan between the
-two is expected to be as much faster as ``PAYS`` says, parts are searched around the ``k`` at which
-the memory would be full.
+memory may cost much. Prices of memory lead to the two plans on either side of the budget: at the
+price at which both cost the same, bytes included, nothing costs less. The layers are then parted in
+two: as many of the first as there is memory for are laid out as in the former, the others as in the
+latter, so that values are re-laid for it at one border only. Bytes and seconds are near linear in
+where the border is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from autopar.core.errors import InfeasibleError
-from autopar.core.mesh import MeshSpec
 from autopar.search.depth import parsed
-from autopar.search.domains import State
 from autopar.search.draft import Draft, unfolded
 from autopar.search.graph import Node
-from autopar.search.network import TICK_S, IntArray
-from autopar.search.options import Options
-from autopar.search.planner import Candidate, fit
+from autopar.search.memory_prices import on_chip_at_most, priced
+from autopar.search.network import TICK_S, IntArray, Solution
+from autopar.search.planner import Candidate
 from autopar.search.prepared import Prepared
+from autopar.search.solve import solve
 
 PAYS = 0.99
-"""Of the cost of what is known, what is expected of layers that differ is less than this share."""
+"""Of the cost of what is known, what is looked for costs less than this share."""
+
+PRICES = 4
+"""Prices tried, at most."""
+
+SAME = 0.9999
+"""Share of the cost of two plans, with what their bytes cost, below which another is less."""
 
 
 def mixed(alike: Draft, known_s: float) -> Draft | None:
-    """A plan that takes less than ``known_s``, some of its layers as in ``alike`` and some as in
-    the best plan of that mesh without a limit, if there is one.
+    """A plan that takes less than ``known_s``, in which layers may differ, if that may pay and one
+    is found. Its bound is one for plans whose layers are alike, if the network is.
 
     Args:
       alike: a plan that fits the memory, its layers alike, and the options it was found with.
     """
-    began = time.perf_counter()
+    began, known = time.perf_counter(), int(known_s / TICK_S)
     prepared, options = alike.prepared, alike.options
-    budget = options.memory_bytes or prepared.cluster.chip.usable_bytes
-    free = _free(alike)
-    layers = prepared.step.layers
-    if layers is None or not alike.solver.layers_alike or free.peak_bytes <= budget:
-        return None
-    share = (free.peak_bytes - budget) / (free.peak_bytes - alike.peak_bytes)
-    cost = free.solution.cost
-    if cost + share * (alike.found.solution.cost - cost) > PAYS * known_s / TICK_S:
+    free = prepared.free[alike.mesh]
+    if prepared.step.layers is None or free.cost > PAYS * known:
         return None
     options.progress("letting layers differ")
-    parts = _Parts.of(prepared.plain(), alike, free)
-    found = parts.best(round((1 - share) * parts.count), int(known_s / TICK_S))
-    if found is None:
+    sides = _Sides.of(alike)
+    best, prepared = sides.light, alike.prepared
+    if sides.between < PAYS * min(known, best.solution.cost):
+        plain, other = _parted(sides)
+        if other and other.solution.cost < best.solution.cost:
+            best, prepared = other, plain
+    cost = best.solution.cost
+    if cost >= known:
         return None
-    bound = min(found.solution.cost, free.solution.bound)
-    solution = dataclasses.replace(found.solution, bound=bound, status="feasible")
-    found = dataclasses.replace(found, solution=solution)
-    return Draft(parts.prepared, found, options, alike.seconds + time.perf_counter() - began)
+    solution = dataclasses.replace(best.solution, bound=min(cost, sides.bound), status="feasible")
+    found = dataclasses.replace(best, solution=solution)
+    return Draft(prepared, found, options, alike.seconds + time.perf_counter() - began)
 
 
-def _free(alike: Draft) -> Candidate:
-    """The best plan on the same mesh without a limit."""
-    problem = alike.found.problem
-    solution = alike.prepared.free[problem.mesh]
-    assert solution.choice is not None
-    memory = alike.prepared.depth.memory_on(problem)
-    return Candidate(problem, solution, memory.peak(problem.states(solution.choice))[1])
+@dataclass(slots=True)
+class _Sides:
+    """Two plans on either side of the budget, layers alike.
+
+    Attributes:
+      draft: the plan that was known.
+      heavy, light: the one over the budget, and the one within.
+      bound: plans whose layers are alike cost no less.
+      deadline: in seconds of the monotonic clock.
+    """
+
+    draft: Draft
+    heavy: Candidate
+    light: Candidate
+    bound: int
+    deadline: float
+
+    @classmethod
+    def of(cls, draft: Draft) -> _Sides:
+        """The nearest that prices lead to, from the best plan without a limit and a known one."""
+        free = draft.prepared.free[draft.mesh]
+        deadline = time.monotonic() + draft.options.time_limit_s
+        sides = cls(draft, _candidate(draft, free), draft.found, free.bound, deadline)
+        for _ in range(PRICES):
+            if not sides._nearer():
+                break
+        return sides
+
+    @property
+    def budget(self) -> int:
+        """Bytes a device."""
+        return self.draft.options.memory_bytes or self.draft.prepared.cluster.chip.usable_bytes
+
+    @property
+    def share(self) -> float:
+        """Of the way from the light plan to the heavy one, that to the budget."""
+        room = self.budget - self.light.peak_bytes
+        return room / (self.heavy.peak_bytes - self.light.peak_bytes)
+
+    @property
+    def between(self) -> float:
+        """Ticks, at the budget on that way."""
+        cost = self.light.solution.cost
+        return cost - self.share * (cost - self.heavy.solution.cost)
+
+    def _nearer(self) -> bool:
+        """Takes what is best at the price at which both cost the same; whether there is another."""
+        saved = self.heavy.peak_bytes - self.light.peak_bytes
+        price = (self.light.solution.cost - self.heavy.solution.cost) / saved
+        left = self.deadline - time.monotonic()
+        if price <= 0 or left <= 0:
+            return False
+        problem = self.light.problem
+        memory = self.draft.prepared.depth.memory_on(problem)
+        instant = memory.peak(problem.states(self.light.solution.choice or ()))[0]
+        found = solve(priced(memory, instant, price), left)
+        if found.choice is None:
+            return False
+        room = self.budget + on_chip_at_most(memory.program, instant)
+        self.bound = max(self.bound, math.floor(found.bound - price * room))
+        other = _candidate(self.draft, found)
+        costs = [one.solution.cost + price * one.peak_bytes for one in (other, self.light)]
+        if costs[0] > SAME * costs[1]:
+            return False
+        if other.peak_bytes > self.budget:
+            self.heavy = other
+        else:
+            self.light = other
+        return True
+
+
+def _candidate(draft: Draft, found: Solution) -> Candidate:
+    """Of a solution of the draft's network, or of one with the same values."""
+    problem = draft.found.problem
+    assert found.choice is not None
+    cost = problem.network.cost(found.choice)
+    memory = draft.prepared.depth.memory_on(problem)
+    peak = memory.peak(problem.states(found.choice))[1]
+    return Candidate(problem, dataclasses.replace(found, cost=cost), peak)
+
+
+def _parted(sides: _Sides) -> tuple[Prepared, Candidate | None]:
+    """The cheapest plan that fits of those whose first layers are as in the heavy plan, all others
+    as in the light one; what is in no layer is as in either.
+
+    The more layers are as in the heavy plan, the less it costs and the more it holds.
+    """
+    folded, plain = sides.draft.prepared, sides.draft.prepared.plain()
+    problem, places = plain.unrolled(sides.draft.mesh), _places(plain)
+    memory = plain.depth.memory_on(problem)
+    heavy, light = (_by_node(unfolded(folded, one, plain)) for one in (sides.heavy, sides.light))
+    best: Candidate | None = None
+    for rest in (heavy, light):
+        fits, over = 0, int(places.max()) + 2
+        while over - fits > 1:
+            first = (fits + over) // 2
+            layers = np.where(places < first, heavy, light)
+            choice = tuple(np.where(places < 0, rest, layers).tolist())
+            peak = memory.peak(problem.states(choice))[1]
+            if peak > sides.budget:
+                over = first
+                continue
+            fits, cost = first, problem.network.cost(choice)
+            if best is None or cost < best.solution.cost:
+                best = Candidate(problem, Solution(choice, cost, 0, "feasible"), peak)
+    return plain, best
+
+
+def _by_node(found: Candidate) -> IntArray:
+    """What is chosen for every node."""
+    return np.array(found.solution.choice)[list(found.problem.variables)]
 
 
 def _places(prepared: Prepared) -> IntArray:
@@ -84,70 +189,3 @@ def _places(prepared: Prepared) -> IntArray:
         return {"in:": flow.count + position, "const:": -1}.get(kind, position)
 
     return places[[code(node) for node in prepared.graph.nodes]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """The layers in two parts, and the layouts either may have.
-
-    Attributes:
-      prepared: not folded.
-      places: the layer of each node, or -1.
-      variables: of each node, where layers are alike.
-      choices: of these variables: without a limit, and in a plan that fits.
-      over: the states of all nodes in the former.
-      deadline: in seconds of the monotonic clock.
-    """
-
-    prepared: Prepared
-    mesh: MeshSpec
-    places: IntArray
-    variables: tuple[int, ...]
-    choices: tuple[tuple[int, ...], ...]
-    over: tuple[State, ...]
-    options: Options
-    deadline: float
-
-    @classmethod
-    def of(cls, plain: Prepared, alike: Draft, free: Candidate) -> _Parts:
-        """Of the same plans, with no layers folded."""
-        both = [unfolded(alike.prepared, one, plain) for one in (free, alike.found)]
-        choices = tuple([one.solution.choice or () for one in both])
-        problem, options = both[0].problem, alike.options
-        given = (plain, problem.mesh, _places(plain), problem.variables, choices)
-        over, deadline = problem.states(choices[0]), time.monotonic() + options.time_limit_s
-        return cls(*given, over, options, deadline)
-
-    @property
-    def count(self) -> int:
-        """Of layers."""
-        return int(self.places.max()) + 1
-
-    def best(self, near: int, known: int) -> Candidate | None:
-        """The best plan that costs less than ``known`` with ``near`` layers in the first part, or
-        more, or fewer, as long as that gains.
-        """
-        best: Candidate | None = None
-        for ways in (range(max(near, 1), self.count), range(near - 1, 0, -1)):
-            for first in ways:
-                found = self._parted(first, best.solution.cost if best else known)
-                if found is None:
-                    break
-                best = found
-        return best
-
-    def _parted(self, first: int, known: int) -> Candidate | None:
-        """The best plan that costs less than ``known`` with so many layers in the first part."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            return None
-        groups = np.digitize(self.places, (0, first))
-        problem = self.prepared.grouped(self.mesh, groups.tolist())
-        whole = dict(zip(problem.variables, self.variables, strict=True))
-        values = [np.unique([one[whole[v]] for one in self.choices]) for v in range(len(whole))]
-        small = problem.restricted(values)
-        options = dataclasses.replace(self.options, time_limit_s=left)
-        with contextlib.suppress(InfeasibleError):
-            found = fit(self.prepared, small, options, known, over=self.over)
-            return found if found and found.solution.cost < known else None
-        return None

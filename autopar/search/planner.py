@@ -68,6 +68,7 @@ def best(prepared: Prepared, options: Options, last_resort: bool = True) -> Cand
       last_resort: whether the plan of least memory is sought where no other fits.
     """
     cluster = prepared.cluster
+    budget = options.memory_bytes or cluster.chip.usable_bytes
     meshes = _meshes(cluster, options, own_mesh(own_shardings(prepared.graph)))
     found: Candidate | None = None
     failures: list[InfeasibleError] = []
@@ -76,7 +77,7 @@ def best(prepared: Prepared, options: Options, last_resort: bool = True) -> Cand
         options.progress(f"searching {mesh}")
         known = found.solution.cost if found else FORBIDDEN
         try:
-            other = fit(prepared, prepared.problem(mesh), options, known, last_resort)
+            other = _fit(prepared, prepared.problem(mesh), budget, options, known, last_resort)
         except InfeasibleError as error:
             failures.append(error)
             continue
@@ -148,28 +149,23 @@ def _meshes(cluster: Cluster, options: Options, own: MeshSpec | None) -> tuple[M
     return kept
 
 
-def fit(
+def _fit(
     prepared: Prepared,
     problem: Problem,
+    budget: int,
     options: Options,
     known: int,
-    last_resort: bool = False,
-    over: Sequence[State] = (),
+    last_resort: bool,
 ) -> Candidate | None:
     """Solves, and limits the instants that are over budget until the simulated peak fits it.
 
     ``None`` as soon as no plan of this mesh can be better than one that is ``known``.
-
-    Args:
-      over: of every node, in a plan over budget; its instants are limited from the start.
     """
     model = prepared.depth.memory_on(problem)
-    budget = options.memory_bytes or prepared.cluster.chip.usable_bytes
     # On one or two axes a network is small enough to be solved whole.
     axes = problem.axis_choices() if len(problem.mesh.axes) > 2 else ()
     limits: dict[int, Limit] = {}
-    least, bound, heaviest = FORBIDDEN, 0, ""
-    exact = _tighten(limits, model, over, budget) if over else True
+    least, bound, exact, heaviest = FORBIDDEN, 0, True, ""
     deadline = time.monotonic() + options.time_limit_s
     while (left := deadline - time.monotonic()) > 0:
         network = dataclasses.replace(problem.network, limits=tuple(map(folded, limits.values())))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jax.extend.core import Var
@@ -136,17 +136,11 @@ class Prepared:
         """The network in which every node chooses for itself; errors as of ``problem``."""
         return self._assembled(mesh, False)
 
-    def grouped(self, mesh: MeshSpec, groups: Sequence[int]) -> Problem:
-        """The network in which nodes alike share a choice within groups, of which each node is in
-        one; errors as of ``problem``.
-        """
-        return self._assembled(mesh, self.alike, groups)
-
-    def _assembled(self, mesh: MeshSpec, alike: bool, groups: Sequence[int] = ()) -> Problem:
+    def _assembled(self, mesh: MeshSpec, alike: bool) -> Problem:
         return assemble(
             *(self.graph, self.ops, self.depth.fusion, self.cluster, mesh),
             *(self._restriction(mesh), Resharder(mesh, self.cluster.axis_links(mesh))),
-            *(alike, self.memory.attention, groups),
+            *(alike, self.memory.attention),
         )
 
     def _restriction(self, mesh: MeshSpec) -> Restriction:

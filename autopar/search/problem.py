@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,18 +36,6 @@ class Problem:
     network: Network
     resharder: Resharder
     fallbacks: Mapping[str, int]
-
-    def restricted(self, values: Sequence[IntArray]) -> Problem:
-        """The same, with only these values of each variable left, in this order."""
-        kept: dict[int, Domain] = {}
-        for domain, variable in zip(self.domains, self.variables, strict=True):
-            if variable not in kept:
-                kept[variable] = tuple([domain[value] for value in values[variable].tolist()])
-        return dataclasses.replace(
-            self,
-            domains=tuple([kept[variable] for variable in self.variables]),
-            network=self.network.restricted(values),
-        )
 
     def states(self, choice: tuple[int, ...]) -> tuple[State, ...]:
         """The state of every node under an assignment."""
