@@ -59,14 +59,14 @@ def test_mixed_plans(sizes: tuple[int, ...], chip: str, shape: Any, mesh: tuple[
     """They fit, cost less than where layers are alike, and no less than the optimum there is."""
     step, *args = stack(*sizes)
     traced, cluster = trace(step, *args), Cluster.preset(chip, shape)
-    ample = Options(mesh=MeshSpec.of(mesh), memory_bytes=AMPLE, time_limit_s=10.0)
+    ample = Options(mesh=MeshSpec.of(mesh), memory_bytes=AMPLE, time_limit_s=5.0)
     prepared = Prepared.folded(traced, cluster, ample)
     plain = Prepared.of(traced, cluster, ample)
     apart = plain.unrolled(MeshSpec.of(mesh))
     memory = plain.memory.on(apart)
     free = planner.best(prepared, ample)
     found = 0
-    for share in (0.95, 0.9, 0.8, 0.7):
+    for share in (0.9, 0.8):
         budget = int(share * free.peak_bytes)
         options = dataclasses.replace(ample, memory_bytes=budget)
         try:
