@@ -23,7 +23,7 @@ from autopar.core.compat import PyTreeDef
 from autopar.core.errors import AutoparError, OptionError, PlanError, TraceError
 from autopar.core.garbage import uncollected
 from autopar.passes.fingerprint import Signatures, aval_text, fingerprint, function_name
-from autopar.passes.fold import Fold, fold
+from autopar.passes.fold import Fold, Layers, fold, number_layers
 from autopar.passes.offload import Update, shares, stacks, updates
 from autopar.passes.refine import refine
 from autopar.passes.remat import rematerialise
@@ -91,7 +91,12 @@ class Step:
     @cached_property
     def fold(self) -> Fold | None:
         """The step on few of its layers, if they repeat (see ``fold``)."""
-        return fold(self.jaxpr, self.ties, self.signatures)
+        return fold(self.jaxpr, self.ties, self.layers)
+
+    @cached_property
+    def layers(self) -> Layers | None:
+        """The layers that its equations and inputs are in, if it repeats itself."""
+        return number_layers(self.jaxpr, self.signatures)
 
     @cached_property
     def stacks(self) -> Mapping[str, Var]:

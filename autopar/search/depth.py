@@ -147,7 +147,7 @@ class Depth:
         """The nodes of the whole step that a node stands for."""
         if self.fold is None:
             return (node.name,)
-        kind, _, rest = _parsed(node)
+        kind, _, rest = parsed(node)
         positions = _standing(self.fold, node).positions
         return tuple([f"{kind}{position}{rest}" for position in positions])
 
@@ -211,14 +211,14 @@ def _step_of(step: Step, part: Part) -> Step:
 
 def _standing(fold: Fold, node: Node) -> Standing:
     """What the input, output or equation of a node stands for; of a hub, that of its equation."""
-    kind, number, _ = _parsed(node)
+    kind, number, _ = parsed(node)
     if kind == "const:":
         return Standing((number,), -1)
     table = {"in:": fold.inputs, "out:": fold.outputs}.get(kind, fold.equations)
     return table[number]
 
 
-def _parsed(node: Node) -> tuple[str, int, str]:
+def parsed(node: Node) -> tuple[str, int, str]:
     """The parts of a node's name, as of ``_NAME``."""
     found = _NAME.fullmatch(node.name)
     assert found is not None
@@ -277,7 +277,7 @@ def _absolute(nodes: Sequence[Node], part: Part) -> Iterator[tuple[str, int, str
     """The names of nodes, by their positions in the whole step."""
     tables = {"in:": part.inputs, "out:": part.outputs, "": part.equations}
     for node in nodes:
-        kind, number, rest = _parsed(node)
+        kind, number, rest = parsed(node)
         yield kind, tables[kind][number] if kind in tables else number, rest
 
 

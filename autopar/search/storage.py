@@ -9,7 +9,7 @@
    what the first plan needs and the budget, and storage is chosen under the layouts of that plan,
    as long as this pays.
 
-The fastest of what fits, of 2, 3 and 4, is the answer.
+The fastest of what fits, of 2, 3 and 4, is the answer, or 2 where layers may differ (``mixing``).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from autopar.cost_model import Cluster, format_bytes
 from autopar.passes.trace import Step
 from autopar.search import planner
 from autopar.search.draft import Draft
+from autopar.search.mixing import mixed
 from autopar.search.options import Options
 from autopar.search.prepared import Prepared
 from autopar.search.storage_joint import Joint, binding
@@ -51,10 +52,14 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     Raises:
       InfeasibleError: nothing fits the memory, though everything that may be is recomputed.
     """
-    if options.search != "optimal" or options.remat == options.offload == "none":
+    if options.search != "optimal":
         return planner.search(step, cluster, options)
     began = time.monotonic()
     prepared = Prepared.folded(step, cluster, options)
+    if options.remat == options.offload == "none":
+        alike = _sharded(prepared, options, last_resort=True)
+        fastest = _fastest([alike])
+        return fastest.plan if isinstance(fastest, Draft) else fastest
     unlimited = dataclasses.replace(options, memory_bytes=UNLIMITED)
     best = planner.best(prepared, unlimited)
     free = Draft(prepared, best, unlimited, time.monotonic() - began)
@@ -79,8 +84,14 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
             plans += _between(free, plans, options, deadline)
         if not plans:
             plans.append(_last(free, options, start))
-    fastest = min(plans, key=lambda plan: plan.solver.objective_s)
-    return _judged(fastest, free, options)
+    return _judged(_fastest(plans), free, options)
+
+
+def _fastest(plans: Sequence[Draft | Plan]) -> Draft | Plan:
+    """Of these, or of what comes of them where layers may differ."""
+    found = min(plans, key=lambda plan: plan.solver.objective_s)
+    alike = [plan for plan in plans if isinstance(plan, Draft)]
+    return next(filter(None, (mixed(one, found.solver.objective_s) for one in alike)), found)
 
 
 def _stacking_less(free: Draft, options: Options) -> list[Plan]:
@@ -98,14 +109,14 @@ def _stacking_less(free: Draft, options: Options) -> list[Plan]:
     return [plan] if plan.solver.objective_s <= NEAR * free.solver.objective_s else []
 
 
-def _sharded(prepared: Prepared, options: Options) -> Draft:
+def _sharded(prepared: Prepared, options: Options, last_resort: bool = False) -> Draft:
     """The best plan within the memory that recomputes nothing; errors as of ``planner.search``."""
     began = time.perf_counter()
-    found = planner.best(prepared, options, last_resort=False)
+    found = planner.best(prepared, options, last_resort)
     return Draft(prepared, found, options, time.perf_counter() - began)
 
 
-def _last(free: Draft, options: Options, start: Start) -> Plan:
+def _last(free: Draft, options: Options, start: Start) -> Draft:
     """The plan of least memory, where recomputing does not help. It recomputes nothing.
 
     Raises:
@@ -114,7 +125,7 @@ def _last(free: Draft, options: Options, start: Start) -> Plan:
     prepared, least = free.prepared, (free.peak_bytes, "")
     if free.mesh.device_count > 1:
         try:
-            return planner.search(prepared.step, prepared.cluster, options, prepared)
+            return _sharded(prepared, options, last_resort=True)
         except InfeasibleError as error:
             if error.least_bytes is not None:
                 least = error.least_bytes, error.heaviest

@@ -26,8 +26,9 @@ from jax.extend.core import ClosedJaxpr, Var
 from autopar.passes.fingerprint import Signatures
 from autopar.passes.fold.flow import SUMS as SUMS
 from autopar.passes.fold.flow import Flow
-from autopar.passes.fold.layers import LEAST, Layers, Stack, find_layers
+from autopar.passes.fold.layers import LEAST, Stack, find_layers
 from autopar.passes.fold.layers import RADIUS as RADIUS
+from autopar.passes.fold.layers import Layers as Layers
 from autopar.passes.fold.layers import NotFoldable as NotFoldable
 from autopar.passes.fold.runs import find_runs
 from autopar.passes.fold.splice import Part, splice
@@ -78,26 +79,31 @@ class Fold:
     layers: Layers
 
 
+def number_layers(closed: ClosedJaxpr, signatures: Signatures) -> Layers | None:
+    """Numbers the layers of a simplified step; ``None`` if nothing repeats itself."""
+    numbers: dict[str, int] = {}
+    kinds = [numbers.setdefault(signatures.of(eqn), len(numbers)) for eqn in closed.jaxpr.eqns]
+    runs = find_runs(np.array(kinds, np.int64))
+    return find_layers(Flow.of(closed.jaxpr, kinds), runs) if runs else None
+
+
 def fold(
-    closed: ClosedJaxpr, ties: tuple[tuple[int, int], ...], signatures: Signatures
+    closed: ClosedJaxpr, ties: tuple[tuple[int, int], ...], layers: Layers | None
 ) -> Fold | None:
     """Folds the layers of a simplified step; ``None`` if there are none to fold.
 
     Args:
       ties: ``(output, input)`` positions: outputs that are the next step's inputs.
+      layers: as they are numbered.
     """
-    numbers: dict[str, int] = {}
-    kinds = [numbers.setdefault(signatures.of(eqn), len(numbers)) for eqn in closed.jaxpr.eqns]
-    runs = find_runs(np.array(kinds, np.int64))
-    if not runs:
+    if layers is None:
         return None
-    flow = Flow.of(closed.jaxpr, kinds)
-    layers = find_layers(flow, runs)
-    stacks = [stack for stack in layers.stacks() if stack.saved >= LEAST * len(kinds)]
-    if not stacks or not _pays(len(kinds), stacks):
+    count = layers.flow.count
+    stacks = [stack for stack in layers.stacks() if stack.saved >= LEAST * count]
+    if not stacks or not _pays(count, stacks):
         return None
     try:
-        return _folded(closed, ties, flow, layers, stacks)
+        return _folded(closed, ties, layers, stacks)
     except NotFoldable:
         return None
 
@@ -111,10 +117,10 @@ def _pays(count: int, stacks: list[Stack]) -> bool:
 def _folded(
     closed: ClosedJaxpr,
     ties: tuple[tuple[int, int], ...],
-    flow: Flow,
     layers: Layers,
     stacks: list[Stack],
 ) -> Fold:
+    flow = layers.flow
     rest = [layers.having(stack.index, stack.folded[1:]) for stack in stacks]
     generic = [layers.having(stack.index, stack.folded[:1]) for stack in stacks]
     gone = np.any(rest, axis=0)

@@ -63,6 +63,19 @@ class Layers:
         """The codes in these layers."""
         return (self.stack == stack) & np.isin(self.layer, layers)
 
+    def places(self) -> IntArray:
+        """By code, the place of its layer among those of all stacks, one stack after another as the
+        program comes to them; -1 in no layer.
+        """
+        found, count = np.full(len(self.stack), -1), 0
+        stacks, first = np.unique(self.stack, return_index=True)
+        for stack in stacks[np.argsort(first)].tolist():
+            if stack >= 0:
+                mask = self.stack == stack
+                found[mask] = count + self.layer[mask]
+                count = int(found.max()) + 1
+        return found
+
     def like(self, code: int, layers: Sequence[int]) -> tuple[int, ...]:
         """What stands at the place of ``code`` in these layers, in their order.
 
