@@ -9,8 +9,6 @@ which depend on both ends of an edge: no linear limit has them.
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,20 +23,10 @@ from autopar.core.mesh import MeshSpec
 from autopar.cost_model.memory import SHORT_KERNELS
 from autopar.cost_model.on_chip import HELD_RATIO
 from autopar.search.memory import MeshMemory
-from autopar.search.network import FORBIDDEN, IntArray, Network, Solution, add_pair
-from autopar.search.options import Options
-from autopar.search.planner import Candidate
-from autopar.search.prepared import Prepared
+from autopar.search.network import FORBIDDEN, IntArray, Network, add_pair
 from autopar.search.program_memory import ProgramMemory
-from autopar.search.solve import solve
 
 Shares = NDArray[np.float64]
-
-TRIES = 5
-"""Solutions looked at, the first with no price."""
-
-DEARER = 1.5
-"""How much higher the next price is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,47 +134,3 @@ def priced(memory: MeshMemory, instant: int, price: float) -> Network:
 def ticks(costs: NDArray[Any]) -> IntArray:
     """Rounded down, so that a bound stays one."""
     return np.floor(np.minimum(costs, FORBIDDEN)).astype(np.int64)
-
-
-def fitting(prepared: Prepared, options: Options, price: float, given: int) -> Candidate | None:
-    """A plan within the memory, on the mesh of the options, found by a price of the bytes at the
-    peak: the one given, then higher or lower ones. ``None`` if a few do not do.
-
-    Args:
-      given: ticks more than without a limit that are good enough.
-    """
-    assert options.mesh is not None
-    assert options.memory_bytes is not None
-    problem = prepared.problem(options.mesh)
-    memory, deadline = prepared.depth.memory_on(problem), time.monotonic() + options.time_limit_s
-    free = prepared.free.get(problem.mesh) or solve(problem.network, options.time_limit_s)
-    prepared.free[problem.mesh] = found = free
-    best: Candidate | None = None
-    short, ample, now, instant = 0.0, math.inf, 0.0, 0
-    for _ in range(TRIES):
-        if found.choice is None:
-            break
-        cost = problem.network.cost(found.choice)
-        place, peak = memory.peak(problem.states(found.choice))
-        if peak > options.memory_bytes:
-            short, instant = now, place
-        else:
-            ample = now
-            solution = Solution(found.choice, cost, free.bound, "feasible")
-            if best is None or cost < best.solution.cost:
-                best = Candidate(problem, solution, peak)
-            if cost <= free.cost + given:
-                break
-        if ample <= DEARER * short:
-            break
-        now = _between(short, ample, price)
-        network = priced(memory, instant, now)
-        found = solve(network, max(1.0, deadline - time.monotonic()))
-    return best
-
-
-def _between(short: float, ample: float, first: float) -> float:
-    """The next price, after one at which memory was short and one at which it was not."""
-    if ample == math.inf:
-        return DEARER * short if short else first
-    return math.sqrt(short * ample) if short else ample / 2

@@ -8,9 +8,8 @@ solve again. The fastest plan that fits is the answer.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autopar.core.errors import ClusterError, InfeasibleError, PinError
@@ -21,6 +20,7 @@ from autopar.passes.trace import Step
 from autopar.search import pins as pins_
 from autopar.search import record
 from autopar.search.domains import State
+from autopar.search.last_resort import lightest, too_big
 from autopar.search.memory import MeshMemory
 from autopar.search.network import FORBIDDEN, Limit, Network, Solution, folded
 from autopar.search.options import BASELINES, Options
@@ -29,9 +29,6 @@ from autopar.search.prepared import Prepared
 from autopar.search.problem import Problem
 from autopar.search.solve import AxisChoices, random_choice, solve
 from autopar.search.solvers import default_solver, exhaustive
-
-LIGHTEST_ROUNDS = 6
-"""Peak instants taken into account, at most, in the search for the plan of least memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +182,7 @@ def _fit(
                 status = found.status if exact else "unknown"
                 return Solution(None, FORBIDDEN, min(bound, known), status)
             if limits and not last_resort:
-                raise _too_big(options.search, problem.mesh, least, budget, heaviest)
+                raise too_big(options.search, problem.mesh, least, budget, heaviest)
             break
         if not limits:
             prepared.free[problem.mesh] = found
@@ -199,13 +196,15 @@ def _fit(
         if peak < least:
             least, heaviest = peak, model.heaviest(states)
         if options.search in BASELINES:
-            raise _too_big(options.search, problem.mesh, peak, budget, heaviest)
+            raise too_big(options.search, problem.mesh, peak, budget, heaviest)
         options.progress(f"peak {format_bytes(peak)} over {format_bytes(budget)}: tightening")
         exact &= _tighten(limits, model, states, budget)
         # On one or two axes a network is small enough to be solved whole.
         if not axes and len(problem.mesh.axes) > 2:
             axes = problem.axis_choices()
-    return _lightest(problem, axes, model, limits, least, budget, options)
+    free = prepared.free.get(problem.mesh)
+    solution, peak = lightest(problem, axes, model, limits, free, least, budget, options)
+    return Candidate(problem, solution, peak)
 
 
 def _tighten(
@@ -231,49 +230,6 @@ def _tighten(
     return exact
 
 
-def _lightest(
-    problem: Problem,
-    axes: AxisChoices,
-    model: MeshMemory,
-    limits: Mapping[int, Limit],
-    least: int,
-    budget: int,
-    options: Options,
-) -> Candidate:
-    """The plan of least memory at the instants that bind: the last resort, and the honest 'no'."""
-    options.progress("looking for the plan of least memory")
-    # Bytes at one instant, or at several together, stand in for the peak; which is best depends.
-    # The list grows while it is worked through.
-    waiting = [tuple(sorted(limits)), *((instant,) for instant in limits)]
-    best: tuple[int, Solution] | None = None
-    for instants in itertools.islice(waiting, LIGHTEST_ROUNDS):
-        seconds = options.time_limit_s / LIGHTEST_ROUNDS
-        found = solve(model.lightest(instants), seconds, axes=axes)
-        if found.choice is None and found.status == "infeasible":
-            raise InfeasibleError(f"the pins leave no plan on the mesh {problem.mesh}; relax one")
-        if found.choice is None:
-            continue
-        instant, peak = model.peak(problem.states(found.choice))
-        if best is None or peak < best[0]:
-            best = (peak, found)
-        if peak <= budget:
-            break
-        if (instant,) not in waiting:
-            waiting.append((instant,))
-    if best is None:
-        raise InfeasibleError(
-            f"no plan was found on the mesh {problem.mesh} in time_limit={options.time_limit_s:g} "
-            "seconds; give more, or a mesh of fewer axes"
-        )
-    peak, found = best
-    assert found.choice is not None
-    if peak > budget:
-        heaviest = model.heaviest(problem.states(found.choice))
-        raise _too_big(options.search, problem.mesh, min(least, peak), budget, heaviest)
-    cost = problem.network.cost(found.choice)
-    return Candidate(problem, Solution(found.choice, cost, 0, "feasible"), peak)
-
-
 def _solve(
     network: Network, axes: AxisChoices, options: Options, seconds: float, known: int
 ) -> Solution:
@@ -282,16 +238,3 @@ def _solve(
     if options.search == "random":
         return random_choice(network, options.seed)
     return solve(network, seconds, axes=axes, known=known)
-
-
-def _too_big(
-    search: str, mesh: MeshSpec, least: int, budget: int, heaviest: str
-) -> InfeasibleError:
-    return InfeasibleError(
-        f"no plan fits {format_bytes(budget)} a device: the least found on mesh {mesh} with "
-        f"search={search!r} needs {format_bytes(least)}, at its peak above all for {heaviest}; "
-        "give more memory, more devices or a smaller batch, or have activations recomputed: "
-        "remat='auto' with search='optimal', or jax.checkpoint in the model",
-        least,
-        heaviest,
-    )

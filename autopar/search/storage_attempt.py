@@ -12,16 +12,24 @@ from dataclasses import dataclass, field
 from autopar.core.errors import InfeasibleError
 from autopar.core.plan import Plan, Recomputation
 from autopar.search import planner
-from autopar.search.memory_prices import fitting
-from autopar.search.network import TICK_S
+from autopar.search.memory_prices import priced
+from autopar.search.network import TICK_S, Solution
 from autopar.search.options import Options
+from autopar.search.planner import Candidate
 from autopar.search.prepared import Prepared
+from autopar.search.solve import solve
 from autopar.search.storage_choice import Choice
 from autopar.search.storage_model import StorageModel
 from autopar.search.storage_names import dropped_names
 from autopar.search.storage_offload import HostState, Movable, with_host
 from autopar.search.storage_stacks import offloaded_stacks, stacks_of
 from autopar.search.storage_values import Value
+
+TRIES = 5
+"""Solutions looked at for layouts found by a price, the first with none."""
+
+DEARER = 1.5
+"""How much higher the next price is."""
 
 SMALLER = 0.998
 """Of its own memory, what the next choice may have at most."""
@@ -83,7 +91,7 @@ class Attempt:
         again = Prepared.folded(program, prepared.cluster, options, rests)
         found = None
         try:
-            found = fitting(again, options, price, given) if price else None
+            found = _fitting(again, options, price, given) if price else None
             found = found or planner.best(again, options, last_resort=False)
             needed = found.peak_bytes
         except InfeasibleError as error:
@@ -178,3 +186,47 @@ def _recomputations(values: Sequence[Value], choice: Choice) -> Iterator[Recompu
 
 def _held(group: Sequence[Value]) -> int:
     return sum(value.bytes * value.trips for value in group if value.needed)
+
+
+def _fitting(prepared: Prepared, options: Options, price: float, given: int) -> Candidate | None:
+    """A plan within the memory, on the mesh of the options, found by a price of the bytes at the
+    peak: the one given, then higher or lower ones. ``None`` if a few do not do.
+
+    Args:
+      given: ticks more than without a limit that are good enough.
+    """
+    assert options.mesh is not None
+    assert options.memory_bytes is not None
+    problem = prepared.problem(options.mesh)
+    memory, deadline = prepared.depth.memory_on(problem), time.monotonic() + options.time_limit_s
+    free = prepared.free.get(problem.mesh) or solve(problem.network, options.time_limit_s)
+    prepared.free[problem.mesh] = found = free
+    best: Candidate | None = None
+    short, ample, now, instant = 0.0, math.inf, 0.0, 0
+    for _ in range(TRIES):
+        if found.choice is None:
+            break
+        cost = problem.network.cost(found.choice)
+        place, peak = memory.peak(problem.states(found.choice))
+        if peak > options.memory_bytes:
+            short, instant = now, place
+        else:
+            ample = now
+            solution = Solution(found.choice, cost, free.bound, "feasible")
+            if best is None or cost < best.solution.cost:
+                best = Candidate(problem, solution, peak)
+            if cost <= free.cost + given:
+                break
+        if ample <= DEARER * short:
+            break
+        now = _between(short, ample, price)
+        network = priced(memory, instant, now)
+        found = solve(network, max(1.0, deadline - time.monotonic()))
+    return best
+
+
+def _between(short: float, ample: float, first: float) -> float:
+    """The next price, after one at which memory was short and one at which it was not."""
+    if ample == math.inf:
+        return DEARER * short if short else first
+    return math.sqrt(short * ample) if short else ample / 2

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import pytest
 
 import autopar
+from autopar.core.errors import InfeasibleError
 from autopar.core.garbage import uncollected
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster
+from autopar.models import preset
 from autopar.search.network import FORBIDDEN, TICK_S, Solution
 from autopar.search.solve import solve
 
@@ -72,3 +74,21 @@ def test_what_is_there_after_a_search_counts_as_old():
     assert gc.isenabled()
     assert gc.get_freeze_count() == before
     assert {id(one) for one in kept} <= {id(one) for one in gc.get_objects(generation=2)}
+
+
+def test_the_last_resort_finds_what_prices_find() -> None:
+    """What is lightest by its bytes alone may move so much that its copies need more memory than
+    the plan without a limit: least memory was that of the latter, and this was refused.
+    """
+    gpt = preset("gpt:tiny", layers=2)
+    asked: dict[str, Any] = {"mesh": (4, 2), "remat": "none", "offload": "none"}
+    traced = autopar.trace(gpt.train_step, gpt.abstract_state(), gpt.abstract_batch(16))
+    cluster = Cluster.preset("cpu", (8,))
+    free = autopar.plan(traced, cluster=cluster, memory=2**40, **asked).predicted.peak_bytes
+    with pytest.raises(InfeasibleError) as failure:
+        autopar.plan(traced, cluster=cluster, memory=free // 3, **asked)
+    least = failure.value.least_bytes
+    assert least is not None
+    assert least < 0.8 * free
+    found = autopar.plan(traced, cluster=cluster, memory=least, **asked)
+    assert found.predicted.peak_bytes <= least
