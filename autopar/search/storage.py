@@ -33,8 +33,11 @@ from autopar.search.storage_joint import Joint, binding
 from autopar.search.storage_start import UNLIMITED, Start
 
 NEAR = 1.01
-"""Nothing is recomputed if a plan that fits is this near to the best without a limit; loops stack
-less if that takes hardly longer."""
+"""Nothing is recomputed if a plan that fits is this near to the best without a limit."""
+
+STACKED = 1.05
+"""Loops stack less if that is predicted to take hardly longer: where 3.5 % more was predicted, the
+compiled step took a quarter less (measured, v5e)."""
 
 LESS = 0.9
 """Of the memory of the best plan, what one may take whose loops recompute though all fits."""
@@ -106,7 +109,7 @@ def _stacking_less(free: Draft, options: Options) -> list[Plan]:
     plan = start.rematerialised() if start.first_needs() <= room else None
     if plan is None or plan.predicted.peak_bytes > room:
         return []
-    return [plan] if plan.solver.objective_s <= NEAR * free.solver.objective_s else []
+    return [plan] if plan.solver.objective_s <= STACKED * free.solver.objective_s else []
 
 
 def _sharded(prepared: Prepared, options: Options, last_resort: bool = False) -> Draft:
