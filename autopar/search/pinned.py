@@ -51,11 +51,30 @@ def pinned(wishes: Sequence[Wish], nodes: Nodes, mesh: MeshSpec) -> dict[int, Pi
     return found
 
 
-def alike(wishes: Sequence[Wish], nodes: Nodes) -> tuple[tuple[int, int], ...]:
-    """Pairs of nodes that must lie alike, each once."""
-    there = [one for one in wishes if one.value in nodes and one.like in nodes]
-    pairs = [(nodes[one.value], nodes[one.like]) for one in there if one.like is not None]
-    return tuple(dict.fromkeys([(i, j) for i, j in pairs if i != j]))
+def alike(
+    wishes: Sequence[Wish], nodes: Nodes, pins: Mapping[int, Pinned]
+) -> tuple[tuple[int, int], ...]:
+    """Pairs of nodes that must lie alike, each once.
+
+    Raises:
+      PinError: ``pins`` say of the two of a pair that they lie otherwise.
+    """
+    pairs: dict[tuple[int, int], None] = {}
+    for wish in wishes:
+        if wish.like is None or wish.value not in nodes or wish.like not in nodes:
+            continue
+        one, other = nodes[wish.value], nodes[wish.like]
+        ends = [pins[node] for node in (one, other) if node in pins]
+        if len(ends) == 2 and not set(ends[0].layouts) & set(ends[1].layouts):
+            first, second = (end.wish for end in ends)
+            raise PinError(
+                f"pins contradict each other: {wish}, but {first.name!r} is pinned to {first.said} "
+                f"by {first.pattern!r} and {second.name!r} to {second.said} by {second.pattern!r}; "
+                "remove one of the three"
+            )
+        if one != other:
+            pairs[one, other] = None
+    return tuple(pairs)
 
 
 def speaks_of_layers(wishes: Sequence[Wish], fold: Fold) -> bool:

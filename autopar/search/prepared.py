@@ -170,5 +170,5 @@ class Prepared:
             resting={**base.resting, **resting, **said},
             borders={**base.borders, **said},
             own=own,
-            alike=alike(self.wishes, nodes),
+            alike=alike(self.wishes, nodes, pins),
         )

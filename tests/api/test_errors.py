@@ -268,6 +268,8 @@ PINS: list[tuple[dict[str, Any], Any, tuple[str, ...]]] = [
     ({KERNEL: "layer_0/bias"}, 8,
      ("they lie alike only if they have as many dimensions; 'params/layer_0/bias' has the ",)),
     ({KERNEL: r"\1/bias"}, 8, ("invalid group reference 1",)),
+    ({KERNEL: P("data"), "layer_1/kernel": P(None, "data"), "(layer_1)/kernel": KERNEL}, 8,
+     ("pins contradict each other: pin '(layer_1)/kernel' = like ", "remove one of the three")),
     ({KERNEL: None}, 8, (f"pin '{KERNEL}' = None is no PartitionSpec",)),
 ]  # fmt: skip
 
