@@ -8,6 +8,7 @@ Placements are named tuples, unlike other values here: a search compares and has
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -137,6 +138,33 @@ def from_spec(spec: Sequence[object], mesh: MeshSpec) -> Layout:
                 raise ValueError(f"mesh axis {name!r} is used twice")
             placements[name] = Split(dim)
     return tuple(placements.get(name, B) for name in mesh.names)
+
+
+def layouts_of(
+    spec: Iterable[object],
+    shape: Sequence[int],
+    mesh: MeshSpec,
+    silent: frozenset[str] = frozenset(),
+) -> tuple[Layout, ...]:
+    """The layouts of a value of global ``shape`` that a spec allows, the one with the fewest splits
+    first: ``P.UNCONSTRAINED`` leaves a dimension to any axis not named.
+
+    Args:
+      silent: axes that may split any dimension, unless the spec names them.
+
+    Raises:
+      ValueError: as of ``from_spec``.
+    """
+    entries = tuple(spec)
+    left_open = [dim for dim, entry in enumerate(entries) if entry is jax.P.UNCONSTRAINED]
+    named = [None if dim in left_open else entry for dim, entry in enumerate(entries)]
+    choices: list[list[Placement]] = [
+        [B, *map(Split, range(len(shape)) if name in silent else left_open)]
+        if placement == B
+        else [placement]
+        for name, placement in zip(mesh.names, from_spec(named, mesh), strict=True)
+    ]
+    return tuple([one for one in itertools.product(*choices) if divides(shape, one, mesh)])
 
 
 def show(layout: Layout) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jax.extend.core import Var
+from numpy.typing import NDArray
 
 from autopar.core.layout import Layout, local_shape, replicated, shifted
 from autopar.core.mesh import MeshSpec
@@ -243,9 +244,8 @@ class _Assembler:
     def _unlike(self, one: int, other: int) -> IntArray:
         """Forbids all pairs of states in which two nodes, inputs at rest, lie otherwise."""
         left, right = self._end(self.domains[one], True), self._end(self.domains[other], True)
-        names = np.array(number((*left.layouts, *right.layouts)), np.int64)
-        differs = names[: len(left.layouts), None] != names[len(left.layouts) :]
-        return FORBIDDEN * differs[np.ix_(left.of_state, right.of_state)].astype(np.int64)
+        forbidden = FORBIDDEN * left.differs(right).astype(np.int64)
+        return picked(forbidden, left.of_state, right.of_state)
 
     def _edge_table(self, edge: Edge, weight: int) -> IntArray:
         """``weight`` times the price of the re-layout, for every pair of states of the two ends."""
@@ -276,9 +276,7 @@ class _Assembler:
         chip = self.cluster.chip
         sizes = [math.prod(local_shape(edge.shape, one, self.mesh)) for one in left.layouts]
         seconds = np.array(sizes) * edge.itemsize / (chip.hbm_bandwidth * chip.hbm_efficiency)
-        names = np.array(number((*left.layouts, *right.layouts)))
-        changes = names[: len(sizes), None] != names[len(sizes) :]
-        return to_ticks(seconds[:, None] * changes)
+        return to_ticks(seconds[:, None] * left.differs(right))
 
     def _end(self, domain: Domain, reads: bool, place: int = 0, shift: int = 0) -> _End:
         """The layouts of an operand or result in each state."""
@@ -309,6 +307,11 @@ class _End:
     @classmethod
     def of(cls, layouts: Sequence[Layout]) -> _End:
         return cls(tuple(dict.fromkeys(layouts)), np.array(number(layouts), np.int64))
+
+    def differs(self, other: _End) -> NDArray[np.bool_]:
+        """For every pair of layouts of the two."""
+        count, names = len(self.layouts), np.array(number((*self.layouts, *other.layouts)))
+        return names[:count, None] != names[count:]
 
 
 def _makers(graph: Graph) -> dict[int, list[tuple[int, int]]]:

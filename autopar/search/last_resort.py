@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from operator import itemgetter
 
 from autopar.core.errors import InfeasibleError
 from autopar.core.mesh import MeshSpec
@@ -45,26 +44,15 @@ def lightest(
     """
     options.progress("looking for the plan of least memory")
     seconds = options.time_limit_s / (LIGHTEST_ROUNDS + len(PRICES))
+    parts = problem, axes, model
     best: tuple[int, Solution] | None = None
-    for peak, found in _priced(problem, axes, model, free, seconds):
-        best = min(best or (peak, found), (peak, found), key=itemgetter(0))
+    for peak, found in itertools.chain(
+        _priced(*parts, free, seconds), _light(*parts, limits, seconds)
+    ):
+        if best is None or peak < best[0]:
+            best = peak, found
         if peak <= budget:
             break
-    # Bytes at one instant, or at several together, stand in for the peak; which is best depends.
-    # The list grows while it is worked through.
-    waiting = [tuple(sorted(limits)), *((instant,) for instant in limits)]
-    for instants in itertools.islice(waiting, LIGHTEST_ROUNDS):
-        if best is not None and best[0] <= budget:
-            break
-        found = solve(model.lightest(instants), seconds, axes=axes)
-        if found.choice is None and found.status == "infeasible":
-            raise InfeasibleError(f"the pins leave no plan on the mesh {problem.mesh}; relax one")
-        if found.choice is None:
-            continue
-        instant, peak = model.peak(problem.states(found.choice))
-        best = min(best or (peak, found), (peak, found), key=itemgetter(0))
-        if (instant,) not in waiting:
-            waiting.append((instant,))
     if best is None:
         raise InfeasibleError(
             f"no plan was found on the mesh {problem.mesh} in time_limit={options.time_limit_s:g} "
@@ -95,6 +83,29 @@ def _priced(
             return
         instant, peak = model.peak(problem.states(found.choice))
         yield peak, found
+
+
+def _light(
+    problem: Problem,
+    axes: AxisChoices,
+    model: MeshMemory,
+    limits: Mapping[int, Limit],
+    seconds: float,
+) -> Iterator[tuple[int, Solution]]:
+    """Plans of the least bytes, and their peaks. Bytes at one instant, or at several together,
+    stand in for the peak; which is best depends.
+    """
+    waiting = [tuple(sorted(limits)), *((instant,) for instant in limits)]  # grows meanwhile
+    for instants in itertools.islice(waiting, LIGHTEST_ROUNDS):
+        found = solve(model.lightest(instants), seconds, axes=axes)
+        if found.choice is None and found.status == "infeasible":
+            raise InfeasibleError(f"the pins leave no plan on the mesh {problem.mesh}; relax one")
+        if found.choice is None:
+            continue
+        instant, peak = model.peak(problem.states(found.choice))
+        yield peak, found
+        if (instant,) not in waiting:
+            waiting.append((instant,))
 
 
 def too_big(search: str, mesh: MeshSpec, least: int, budget: int, heaviest: str) -> InfeasibleError:

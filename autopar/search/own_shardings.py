@@ -8,9 +8,8 @@ axes alone. What names no axis means the same on any mesh, and a mesh of one dev
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding
 
 from autopar.core.compat import manual_axes
 from autopar.core.errors import PinError
-from autopar.core.layout import B, Layout, Placement, Split, divides
+from autopar.core.layout import Layout, layouts_of
 from autopar.core.mesh import MeshSpec
 from autopar.passes.trace import source_line
 from autopar.search.domains import Domain, State, refines
@@ -198,26 +197,14 @@ def _layouts(own: OwnSharding, spec: jax.P, aval: Any, mesh: MeshSpec) -> tuple[
         raise PinError(
             f"{own}: unreduced values are not for a program to name here; return the sum"
         )
-    given: dict[str, int] = {}
-    free: list[Placement] = [B]
-    for dim, entry in enumerate(spec):
-        names = _names(entry)
-        if names is None:
-            free.append(Split(dim))
-            continue
-        order = [mesh.names.index(name) for name in names]
+    for entry in spec:
+        order = [mesh.names.index(name) for name in _names(entry) or ()]
         if order != sorted(order):
             raise PinError(
                 f"{own}: {entry!r} lists its axes in another order than the plan's mesh {mesh}, "
                 "whose earlier axis is the major one; reorder one of them"
             )
-        given.update(dict.fromkeys(names, dim))
-    anywhere: list[Placement] = [B, *map(Split, range(len(shape)))]
-    choices: Iterable[Sequence[Placement]] = (
-        [Split(given[name])] if name in given else anywhere if name in own.open else free
-        for name in mesh.names
-    )
-    found = tuple(one for one in itertools.product(*choices) if divides(shape, one, mesh))
+    found = layouts_of(spec, shape, mesh, own.open)
     if not found:
         raise PinError(
             f"{own}: the mesh {mesh} does not divide a value of shape {shape} evenly in this way; "

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import jax
-
 from autopar.core.errors import PinError
-from autopar.core.layout import B, Layout, Placement, Split, divides, from_spec
+from autopar.core.layout import Layout, layouts_of
 from autopar.core.mesh import MeshSpec
 from autopar.passes.fold import Fold
 from autopar.search.pins import Value, Wish
@@ -109,14 +106,10 @@ def _layouts(wish: Wish, mesh: MeshSpec) -> tuple[Layout, ...]:
         raise PinError(
             f"{wish}: the spec has {len(spec)} entries, the value {len(shape)} dimensions"
         )
-    open_ = [dim for dim, entry in enumerate(spec) if entry is jax.P.UNCONSTRAINED]
     try:
-        given = from_spec([None if dim in open_ else entry for dim, entry in enumerate(spec)], mesh)
+        found = layouts_of(spec, shape, mesh)
     except ValueError as error:
         raise PinError(f"{wish}: {error}") from None
-    free: list[Placement] = [B, *map(Split, open_)]
-    choices = [free if placement == B else [placement] for placement in given]
-    found = tuple([one for one in itertools.product(*choices) if divides(shape, one, mesh)])
     if not found:
         raise PinError(f"{wish}: the mesh {mesh} does not divide it evenly; splits must be even")
     return found

@@ -73,8 +73,18 @@ class Prepared:
     @classmethod
     def of(cls, step: Step, cluster: Cluster, options: Options, away: Away = NOTHING) -> Prepared:
         """Does what does not depend on the mesh. ``away``: what is on the host."""
+        return cls._plain(step, cluster, options, away, wishes(options.pins, step))
+
+    @classmethod
+    def _plain(
+        cls,
+        step: Step,
+        cluster: Cluster,
+        options: Options,
+        away: Away,
+        said: tuple[Wish, ...],
+    ) -> Prepared:
         options.progress("building the flow graph")
-        said = wishes(options.pins, step)
         held = frozenset([one for one in values_of(said) if not isinstance(one, int)])
         depth = Depth.plain(step, cluster.chip, away.shares(step), held)
         return cls._of(depth, cluster, options, away, said)
@@ -101,19 +111,19 @@ class Prepared:
         """
         alike = options.search == "optimal" and away == NOTHING
         fold = step.fold if alike else None
-        said = wishes(options.pins, step) if fold else ()
+        said = wishes(options.pins, step)
         if fold is not None and not speaks_of_layers(said, fold):
             options.progress("building the flow graph")
             with contextlib.suppress(NotFoldable):
                 depth = Depth.folded(step, fold, cluster.chip)
                 return cls._of(depth, cluster, options, NOTHING, said)
-        return cls.of(step, cluster, options, away)
+        return cls._plain(step, cluster, options, away, said)
 
     def plain(self) -> Prepared:
         """The same with nothing folded."""
         if self.depth.fold is None:
             return self
-        return self.of(self.step, self.cluster, self.options, self.away)
+        return self._plain(self.step, self.cluster, self.options, self.away, self.wishes)
 
     @property
     def step(self) -> Step:
@@ -159,7 +169,7 @@ class Prepared:
 
     def _restriction(self, mesh: MeshSpec) -> Restriction:
         step, graph, search = self.depth.step, self.graph, self.options.search
-        nodes = self.depth.nodes(values_of(self.wishes))
+        nodes = self.depth.nodes(values_of(self.wishes)) if self.wishes else {}
         pins = pinned(self.wishes, nodes, mesh)
         own = own_states(own_shardings(graph), graph, mesh, pins)
         base = baseline(search, step, graph, mesh) if search in BASELINES else Restriction()

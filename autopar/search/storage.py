@@ -60,9 +60,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     began = time.monotonic()
     prepared = Prepared.folded(step, cluster, options)
     if options.remat == options.offload == "none":
-        alike = _sharded(prepared, options, last_resort=True)
-        fastest = _fastest([alike])
-        return fastest.plan if isinstance(fastest, Draft) else fastest
+        return _written(_fastest([_sharded(prepared, options, last_resort=True)]))
     unlimited = dataclasses.replace(options, memory_bytes=UNLIMITED)
     best = planner.best(prepared, unlimited)
     free = Draft(prepared, best, unlimited, time.monotonic() - began)
@@ -200,9 +198,13 @@ def _between(
     return found
 
 
+def _written(found: Draft | Plan) -> Plan:
+    return found.plan if isinstance(found, Draft) else found
+
+
 def _judged(found: Draft | Plan, free: Draft, options: Options) -> Plan:
     """The plan, and what is proven of it: if it recomputes nothing, of plans that do not."""
-    plan = found.plan if isinstance(found, Draft) else found
+    plan = _written(found)
     solver = plan.solver
     if not (plan.recompute or plan.offloaded):
         bound = max(min(free.solver.bound_s, solver.objective_s), solver.bound_s)

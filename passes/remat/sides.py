@@ -29,8 +29,8 @@ def is_backward(eqn: JaxprEqn) -> bool:
 
 def backward(eqns: Sequence[JaxprEqn]) -> list[bool]:
     """``is_backward`` of each; many share a name stack, whose text takes longer than all else."""
-    stacks = {id(stack): stack for eqn in eqns for stack in (eqn.source_info.name_stack,)}
-    marked = {key for key, stack in stacks.items() if "transpose(" in str(stack)}
+    stacks = {id(eqn.source_info.name_stack): eqn for eqn in eqns}
+    marked = {stack for stack, eqn in stacks.items() if is_backward(eqn)}
     return [id(eqn.source_info.name_stack) in marked for eqn in eqns]
 
 
