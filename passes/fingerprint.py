@@ -1,4 +1,4 @@
-"""A text of a jaxpr that is the same in every process, and its hash.
+"""What of a program tells it from another, in numbers and texts, and its hash.
 
 Variables are numbered in the order they are bound in their jaxpr. Functions among the parameters
 count by name; memory addresses, file names and source lines do not count.
@@ -10,74 +10,124 @@ import dataclasses
 import enum
 import functools
 import hashlib
-import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from itertools import chain, count
+from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from numpy.typing import NDArray
 
-_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+\b|\bid=\d+")
-_PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][\w.\-+ ]+)+[\\/]")
+from autopar.passes.texts import array_text, aval_text, function_name, plain
+
+IntArray = NDArray[np.int64]
 
 Known = TypeVar("Known")
 
 
-def fingerprint(
-    closed: ClosedJaxpr, extra: Iterable[str], signatures: Signatures | None = None
-) -> str:
+def fingerprint(closed: ClosedJaxpr, extra: Iterable[str], signatures: Signatures) -> str:
     """The sha256, in hexadecimal, of the program, its constants and the ``extra`` lines."""
-    lines = (*canonical_lines(closed, signatures), *extra, "")
+    lines = (signatures.value(closed), *extra, "")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def canonical_lines(closed: ClosedJaxpr, signatures: Signatures | None = None) -> list[str]:
-    """The program as text, one line per equation."""
-    signatures = signatures or Signatures()
-    consts = [f"const {signatures.value(const)}" for const in closed.consts]
-    return consts + signatures.lines(closed.jaxpr)
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """A program in numbers, one array for each thing that equations have.
+
+    Attributes:
+      kinds: of each equation; equal if the signatures are, among programs of one ``Signatures``.
+      reads: of each operand, equation by equation, and of each result of the program: the number of
+        the value read (constants, inputs, then what equations make, in order), or -1 and less: a
+        literal.
+      operands, results: how many each equation has.
+    """
+
+    kinds: IntArray
+    reads: IntArray
+    operands: IntArray
+    results: IntArray
 
 
 class Signatures:
     """Texts that are equal for equations that do the same to values of the same shapes and dtypes.
 
-    A program repeats itself: what is known to be like an earlier equation is not written again.
-    Equations asked for are kept, so that the next pass through the program finds them, and so that
-    no other abstract value takes the identity of theirs.
+    A program repeats itself: what is known to be like an earlier equation is not written again, and
+    programs are read by columns, in a few passes of which none is a call for each equation. What
+    was read is kept, so that the next pass through the program finds it, and so that no other
+    abstract value takes the identity of one that is known.
     """
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, str] = {}
+        self._texts: dict[str, int] = {}
+        self._kinds: dict[Hashable, tuple[int, str]] = {}
+        self._literals: dict[Hashable, int] = {}
+        self._literal_texts: dict[str, int] = {}
+        self._bodies: dict[Hashable, str] = {}
         self._asked: dict[int, str] = {}
-        self._kept: list[JaxprEqn | Jaxpr] = []
+        self._columns: dict[int, Columns] = {}
+        self._kept: list[object] = []
 
     def of(self, eqn: JaxprEqn) -> str:
         """The signature of ``eqn``."""
         asked = self._asked.get(id(eqn))
         if asked is None:
-            asked = self._asked[id(eqn)] = self._of(eqn)
-            self._kept.append(eqn)
+            self._read((eqn,))
+            asked = self._asked[id(eqn)]
         return asked
 
-    def _of(self, eqn: JaxprEqn) -> str:
-        params = eqn.params
-        values = params.values()
+    def columns(self, jaxpr: Jaxpr) -> Columns:
+        """``jaxpr`` in numbers."""
+        known = self._columns.get(id(jaxpr))
+        if known is None:
+            known = self._columns[id(jaxpr)] = self._by_columns(jaxpr)
+            self._kept.append(jaxpr)
+        return known
+
+    def _by_columns(self, jaxpr: Jaxpr) -> Columns:
+        eqns = jaxpr.eqns
+        operands, results = [eqn.invars for eqn in eqns], [eqn.outvars for eqn in eqns]
+        bound = chain(jaxpr.constvars, jaxpr.invars, chain.from_iterable(results))
+        numbers: dict[Var, int] = dict(zip(bound, count(), strict=False))
+        reads = [
+            self._literal(atom) if isinstance(atom, Literal) else numbers[atom]
+            for atom in chain(chain.from_iterable(operands), jaxpr.outvars)
+        ]
+        parts = self._read(eqns), reads, [*map(len, operands)], [*map(len, results)]
+        return Columns(*(np.array(part, np.int64) for part in parts))
+
+    def _read(self, eqns: Sequence[JaxprEqn]) -> list[int]:
+        """The kinds of equations, whose signatures are known from then on."""
+        params: list[tuple[Any, ...]] = [tuple(eqn.params.items()) for eqn in eqns]
+        values = chain.from_iterable([eqn.params.values() for eqn in eqns])
         if not _INEXACT.isdisjoint(map(type, values)):
-            return self._text(eqn)
+            params = [(*row, *[repr(v) for _, v in row if type(v) in _INEXACT]) for row in params]
         # JAX makes few abstract values for many variables: to hash them takes longer than all else.
-        operands = [id(atom.aval) for atom in eqn.invars]
-        results = [id(var.aval) for var in eqn.outvars]
-        key = (eqn.primitive, *params, *values, *operands, None, *results)
+        avals = [
+            (*[id(atom.aval) for atom in eqn.invars], None, *[id(var.aval) for var in eqn.outvars])
+            for eqn in eqns
+        ]
+        keys = zip([eqn.primitive for eqn in eqns], params, avals, strict=True)
+        found = [self._kind(eqn, key) for eqn, key in zip(eqns, keys, strict=True)]
+        self._asked.update(zip(map(id, eqns), [text for _, text in found], strict=True))
+        self._kept.append(eqns)
+        return [kind for kind, _ in found]
+
+    def _kind(self, eqn: JaxprEqn, key: Hashable) -> tuple[int, str]:
         try:
-            found = self._known.get(key)
+            found = self._kinds.get(key)
         except TypeError:  # a parameter that cannot be hashed
-            return self._text(eqn)
+            return self._numbered(self._text(eqn))
         if found is None:
-            found = self._known[key] = self._text(eqn)
+            found = self._kinds[key] = self._numbered(self._text(eqn))
         return found
+
+    def _numbered(self, text: str) -> tuple[int, str]:
+        return self._texts.setdefault(text, len(self._texts)), text
 
     def _text(self, eqn: JaxprEqn) -> str:
         params = self.items((str(k), v) for k, v in eqn.params.items())
@@ -85,63 +135,52 @@ class Signatures:
         results = " ".join([aval_text(var.aval) for var in eqn.outvars])
         return f"{eqn.primitive.name}[{params}] {operands} -> {results}"
 
-    def _body(self, jaxpr: Jaxpr) -> str:
-        """The text of a body. Layers have bodies alike: those are known by what their equations
-        have in common, column by column, which is quicker than equation by equation.
-        """
+    def _literal(self, atom: Literal) -> int:
+        """A number below zero; equal for literals alike."""
+        value = atom.val
         try:
-            key = self._columns(jaxpr)
-            found = self._known.get(key)
-        except TypeError:  # a parameter that cannot be hashed
-            return "; ".join(self.lines(jaxpr))
+            key = id(atom.aval), type(value), value.dtype, value.tobytes()
+        except AttributeError:  # Python's own numbers
+            key = id(atom.aval), type(value), repr(value)
+        found = self._literals.get(key)
         if found is None:
-            found = self._known[key] = "; ".join(self.lines(jaxpr))
-            self._kept.append(jaxpr)
+            text = f"{self.value(value)}:{aval_text(atom.aval)}"
+            self._kept.append(atom)
+            found = self._literal_texts.setdefault(text, -1 - len(self._literal_texts))
+            self._literals[key] = found
         return found
 
-    def _columns(self, jaxpr: Jaxpr) -> Hashable:
-        """Equal for bodies alike; ``TypeError`` if equal values might not be the same."""
-        eqns = jaxpr.eqns
-        results = [var for eqn in eqns for var in eqn.outvars]
-        bound = (*jaxpr.constvars, *jaxpr.invars, *results)
-        values = [value for eqn in eqns for value in eqn.params.values()]
-        if not _INEXACT.isdisjoint(map(type, values)):
-            raise TypeError
-        numbers = dict(zip(bound, range(len(bound)), strict=True))
-        atoms = [atom for eqn in eqns for atom in eqn.invars]
-        reads = [
-            self._literal(atom) if isinstance(atom, Literal) else numbers[atom]
-            for atom in (*atoms, *jaxpr.outvars)
-        ]
-        shapes = [(eqn.primitive, *eqn.params, len(eqn.invars), len(eqn.outvars)) for eqn in eqns]
-        ids = [id(var.aval) for var in bound]
-        return tuple(shapes), tuple(values), len(jaxpr.constvars), tuple(ids), tuple(reads)
+    def body(self, jaxpr: Jaxpr) -> str:
+        """A hash of a body: of its inputs, signatures and literals in the order in which they first
+        appear, and of who reads what. Layers have bodies alike: these are known by their columns.
+        """
+        columns, bound = self.columns(jaxpr), (*jaxpr.constvars, *jaxpr.invars)
+        avals = tuple([id(var.aval) for var in bound])
+        key = avals, len(jaxpr.constvars), columns.kinds.tobytes(), columns.reads.tobytes()
+        found = self._bodies.get(key)
+        if found is None:
+            found = self._bodies[key] = self._hash(jaxpr, columns)
+        return found
 
-    def lines(self, jaxpr: Jaxpr) -> list[str]:
-        """The equations of ``jaxpr``, what they read by the number of the value."""
-        inputs = (*jaxpr.constvars, *jaxpr.invars)
-        numbers = {var: str(number) for number, var in enumerate(inputs)}
-        found = [f"in {' '.join([aval_text(var.aval) for var in inputs])}"]
-        for eqn in jaxpr.eqns:
-            atoms = [
-                self._literal(atom) if isinstance(atom, Literal) else numbers[atom]
-                for atom in eqn.invars
-            ]
-            found.append(f"{' '.join(atoms)} {self.of(eqn)}")
-            for var in eqn.outvars:
-                numbers[var] = str(len(numbers))
-        atoms = [
-            self._literal(atom) if isinstance(atom, Literal) else numbers[atom]
-            for atom in jaxpr.outvars
-        ]
-        return [*found, f"out {' '.join(atoms)}"]
-
-    def _literal(self, atom: Literal) -> str:
-        return f"{self.value(atom.val)}:{aval_text(atom.aval)}"
+    def _hash(self, jaxpr: Jaxpr, columns: Columns) -> str:
+        inputs = [aval_text(var.aval) for var in (*jaxpr.constvars, *jaxpr.invars)]
+        kinds, order = _by_appearance(columns.kinds)
+        reads, literals = columns.reads.copy(), columns.reads < 0
+        reads[literals], written = _by_appearance(reads[literals])
+        reads[literals] = -1 - reads[literals]
+        texts, values = tuple(self._texts), tuple(self._literal_texts)
+        head = f"{len(jaxpr.constvars)} {len(inputs)} {len(order)} {len(written)} {len(kinds)}"
+        lines = [head, *inputs, *(texts[k] for k in order), *(values[-1 - k] for k in written), ""]
+        found = hashlib.sha256("\n".join(lines).encode())
+        for part in (kinds, reads):
+            found.update(part.astype("<i8").tobytes())
+        return found.hexdigest()
 
     def items(self, items: Iterable[tuple[str, Any]]) -> str:
         """Named values, sorted by name."""
-        return ", ".join(f"{key}={self.value(value)}" for key, value in sorted(items, key=_first))
+        return ", ".join(
+            f"{key}={self.value(value)}" for key, value in sorted(items, key=itemgetter(0))
+        )
 
     def value(self, value: Any) -> str:
         """A parameter or constant as text."""
@@ -151,11 +190,11 @@ class Signatures:
             consts = " ".join(map(self.value, value.consts))
             return f"({consts})" + self.value(value.jaxpr)
         if isinstance(value, Jaxpr):
-            return "{" + self._body(value) + "}"
+            return "{" + self.body(value) + "}"
         if isinstance(value, enum.Enum):
             return str(value)
         if isinstance(value, (jax.Array, np.ndarray, np.generic)):
-            return _array_text(value)
+            return array_text(value)
         if isinstance(value, (np.dtype, type)):
             return getattr(value, "name", None) or getattr(value, "__name__", "type")
         return self._structure(value)
@@ -180,7 +219,7 @@ class Signatures:
             return f"{kind}({self.items((f.name, getattr(value, f.name)) for f in fields)})"
         if callable(value):
             return function_name(value)
-        return _PATH.sub("", _ADDRESS.sub("", str(value)))
+        return plain(str(value))
 
 
 class PerSignature(Generic[Known]):
@@ -201,39 +240,10 @@ _INEXACT = frozenset((float, complex, np.float32, np.float64))
 """Types of which two values may be equal and not the same: 0.0 and -0.0."""
 
 
-def aval_text(aval: Any) -> str:
-    """Shape, dtype and weak type."""
-    shape = getattr(aval, "shape", None)
-    if shape is None:
-        return _ADDRESS.sub("", str(aval))
-    return _array_type(shape, aval.dtype, getattr(aval, "weak_type", False))
-
-
-@functools.lru_cache(maxsize=4096)
-def _array_type(shape: tuple[int, ...], dtype: Any, weak: bool) -> str:
-    return f"{dtype}{'*' if weak else ''}[{','.join(map(str, shape))}]"
-
-
-def function_name(function: Callable[..., Any]) -> str:
-    """A callable's name, without the place it was defined in."""
-    if isinstance(function, functools.partial):
-        return function_name(function.func)
-    name = getattr(function, "__name__", None)
-    return name if isinstance(name, str) else type(function).__name__
-
-
-def _first(item: tuple[str, Any]) -> str:
-    return item[0]
-
-
-def _array_text(array: Any) -> str:
-    """Type and contents; of an array whose contents are not all here, or of a key, the type."""
-    text = _array_type(array.shape, array.dtype, False)
-    if isinstance(array, jax.Array):
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-            array = jax.random.key_data(array)
-        if not array.is_fully_addressable:
-            return text
-    contents = np.asarray(array).tobytes()
-    short = len(contents) <= 16
-    return f"{text}#{contents.hex() if short else hashlib.sha256(contents).hexdigest()[:32]}"
+def _by_appearance(numbers: IntArray) -> tuple[IntArray, list[int]]:
+    """The numbers, numbered anew in the order in which they appear; and the old ones in it."""
+    old, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    new = np.empty(len(old), np.int64)
+    new[order] = np.arange(len(old))
+    return new[inverse], old[order].tolist()

@@ -22,12 +22,13 @@ from autopar.core import compat
 from autopar.core.compat import PyTreeDef
 from autopar.core.errors import AutoparError, OptionError, PlanError, TraceError
 from autopar.core.garbage import uncollected
-from autopar.passes.fingerprint import Signatures, aval_text, fingerprint, function_name
+from autopar.passes.fingerprint import Signatures, fingerprint
 from autopar.passes.fold import Fold, Layers, fold, number_layers
 from autopar.passes.offload import Update, shares, stacks, updates
 from autopar.passes.refine import refine
 from autopar.passes.remat import rematerialise
 from autopar.passes.simplify import simplify
+from autopar.passes.texts import aval_text, function_name
 
 _INSTALLED = re.compile(r"(site|dist)-packages[\\/](jax|jaxlib|flax|optax|chex|haiku|equinox)[\\/]")
 """Files, besides JAX's and autopar's own, that are not the user's code."""
@@ -96,7 +97,7 @@ class Step:
     @cached_property
     def layers(self) -> Layers | None:
         """The layers that its equations and inputs are in, if it repeats itself."""
-        return number_layers(self.jaxpr, self.signatures)
+        return number_layers(self.jaxpr, self.signatures.columns(self.jaxpr.jaxpr))
 
     @cached_property
     def stacks(self) -> Mapping[str, Var]:

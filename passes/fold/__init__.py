@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Var
 
-from autopar.passes.fingerprint import Signatures
+from autopar.passes.fingerprint import Columns
 from autopar.passes.fold.flow import SUMS as SUMS
 from autopar.passes.fold.flow import Flow
 from autopar.passes.fold.layers import LEAST, Stack, find_layers
@@ -79,12 +79,10 @@ class Fold:
     layers: Layers
 
 
-def number_layers(closed: ClosedJaxpr, signatures: Signatures) -> Layers | None:
+def number_layers(closed: ClosedJaxpr, columns: Columns) -> Layers | None:
     """Numbers the layers of a simplified step; ``None`` if nothing repeats itself."""
-    numbers: dict[str, int] = {}
-    kinds = [numbers.setdefault(signatures.of(eqn), len(numbers)) for eqn in closed.jaxpr.eqns]
-    runs = find_runs(np.array(kinds, np.int64))
-    return find_layers(Flow.of(closed.jaxpr, kinds), runs) if runs else None
+    runs = find_runs(columns.kinds)
+    return find_layers(Flow.of(closed.jaxpr, columns), runs) if runs else None
 
 
 def fold(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 from numpy.typing import NDArray
 
-from autopar.passes.fold.runs import IntArray, Run
+from autopar.passes.fingerprint import Columns, IntArray
+from autopar.passes.fold.runs import Run
 from autopar.passes.rules import regions
 
 SUMS = frozenset(("add", "add_any"))
@@ -43,36 +43,33 @@ class Flow:
     sums: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, jaxpr: Jaxpr, kinds: Sequence[int]) -> Flow:
-        """Of the equations of a program; what is within them counts as one.
-
-        Args:
-          kinds: of each equation a number; equal ones for equal bodies.
-        """
-        count = len(jaxpr.eqns)
-        code: dict[Var, int] = {var: count + i for i, var in enumerate(jaxpr.invars)}
-        makers: list[int] = []
-        first = [0]
-        for number, eqn in enumerate(jaxpr.eqns):
-            makers += [code.get(atom, -1) if isinstance(atom, Var) else -1 for atom in eqn.invars]
-            first.append(len(makers))
-            for var in eqn.outvars:
-                code[var] = number
-        outputs = [code.get(atom, -1) if isinstance(atom, Var) else -1 for atom in jaxpr.outvars]
-        rest = [1] * (len(jaxpr.invars) + 1)
-        uses = np.bincount([one for one in (*makers, *outputs) if one >= 0], minlength=count)
-        onward = [
-            1 + (used > 1 and len(eqn.outvars) == 1)
-            for eqn, used in zip(jaxpr.eqns, uses.tolist(), strict=False)
-        ]
-        steps = {
-            kind: _crossing(eqn) for kind, eqn in dict(zip(kinds, jaxpr.eqns, strict=True)).items()
-        }
-        through = [steps[kind] for kind in kinds]
-        sums = [eqn.primitive.name in SUMS for eqn in jaxpr.eqns] + [False] * len(rest)
-        parts = (makers, first, outputs, through + rest, onward + rest)
-        arrays = (np.array(part, np.int64) for part in parts)
-        return cls(count, len(jaxpr.invars), *arrays, sums=np.array(sums, np.bool_))
+    def of(cls, jaxpr: Jaxpr, columns: Columns) -> Flow:
+        """Of the equations of a program; what is within them counts as one."""
+        count, inputs = len(jaxpr.eqns), len(jaxpr.invars)
+        numbers = np.arange(count)
+        makers = np.repeat(numbers, columns.results)
+        codes = np.concatenate(
+            (np.full(len(jaxpr.constvars), -1), count + np.arange(inputs), makers)
+        )
+        reads = np.where(columns.reads < 0, -1, codes[columns.reads])
+        first = np.concatenate(([0], np.cumsum(columns.operands)))
+        uses = np.bincount(reads[reads >= 0], minlength=count)[:count]
+        onward = 1 + ((uses > 1) & (columns.results == 1))
+        _, some, kinds = np.unique(columns.kinds, return_index=True, return_inverse=True)
+        alike = [jaxpr.eqns[i] for i in some.tolist()]
+        through = np.array([_crossing(eqn) for eqn in alike], np.int64)[kinds]
+        sums = np.array([eqn.primitive.name in SUMS for eqn in alike], np.bool_)[kinds]
+        rest = np.ones(inputs + 1, np.int64)
+        return cls(
+            count,
+            inputs,
+            makers=reads[: first[-1]],
+            first=first,
+            outputs=reads[first[-1] :],
+            through=np.concatenate((through, rest)),
+            onward=np.concatenate((onward, rest)),
+            sums=np.concatenate((sums, np.zeros(inputs + 1, np.bool_))),
+        )
 
     def slots(self, run: Run) -> tuple[IntArray, IntArray]:
         """The makers of what a run reads, ``[repetition, operand]``; and which equation of the

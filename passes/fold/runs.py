@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from autopar.passes.fingerprint import IntArray
 
 IN_A_ROW = (1, 8)
 """Lengths of what is looked for again: a layer may have nothing that is in it just once."""
