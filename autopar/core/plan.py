@@ -170,7 +170,8 @@ class SolverReport:
     """How good the plan is known to be, under the cost model.
 
     Attributes:
-      status: ``optimal`` (proven) or ``feasible`` (not proven: see ``gap``).
+      status: ``optimal`` (proven), ``feasible`` (not proven: see ``gap``) or ``stopped`` (not
+        proven because the time limit was over).
       objective_s: cost of the plan; bound_s: no plan of this mesh costs less.
       seconds: time the search took, without tracing.
       variables: variables of the network before it was shrunk; nodes: of the step's flow graph.

@@ -78,10 +78,10 @@ def show_search(plan: Plan) -> str:
     if solver.status == "optimal":
         found = f"proven optimal{f' within {100 * solver.gap:.1g} %' if solver.gap else ''}"
         found += " among plans that treat repeated layers alike" if solver.layers_alike else ""
-    elif math.isfinite(solver.gap):
-        found = f"not proven optimal: the best would be at most {100 * solver.gap:.2g} % faster"
     else:
-        found = "not proven optimal"
+        found = "stopped by the time limit" if solver.status == "stopped" else "not proven optimal"
+        if math.isfinite(solver.gap):
+            found += f": the best would be at most {100 * solver.gap:.2g} % faster"
     return f"{plan.options.get('search', solver.name)}: {found}"
 
 

@@ -123,7 +123,8 @@ class Solution:
       choice: a value for every variable, or ``None`` if none was found.
       cost: its objective, in units of ``TICK_S``.
       bound: no assignment costs less (equal to ``cost`` when proven optimal).
-      status: ``optimal``, ``feasible`` (stopped early), ``infeasible`` or ``unknown``.
+      status: ``optimal``; ``feasible``, not proven; ``stopped``, the same because time was up;
+        ``infeasible``; or ``unknown``, nothing was found in the time.
     """
 
     choice: tuple[int, ...] | None

@@ -68,7 +68,8 @@ def best(prepared: Prepared, options: Options, last_resort: bool = True) -> Cand
     budget = options.memory_bytes or cluster.chip.usable_bytes
     meshes = _meshes(cluster, options, own_mesh(own_shardings(prepared.graph)))
     found: Candidate | None = None
-    bound, proven = FORBIDDEN, True  # of all meshes
+    bound = FORBIDDEN  # of all meshes
+    statuses: set[str] = set()
     failures: list[InfeasibleError] = []
     misfits: list[PinError] = []
     for mesh in meshes:
@@ -84,13 +85,15 @@ def best(prepared: Prepared, options: Options, last_resort: bool = True) -> Cand
             continue
         solution = other.solution if isinstance(other, Candidate) else other
         bound = min(bound, solution.bound)
-        proven &= solution.status in ("optimal", "infeasible")
+        statuses.add(solution.status)
         if isinstance(other, Candidate) and solution.cost < known:
             found = other
     if found is None:
         raise nearest(failures) if failures else misfits[0]
     solution = found.solution
-    status = "optimal" if proven else "feasible"
+    left_open = statuses - {"optimal", "infeasible"}
+    out_of_time = left_open - {"feasible"}
+    status = "stopped" if out_of_time else "feasible" if left_open else "optimal"
     bounded = dataclasses.replace(solution, bound=min(bound, solution.cost), status=status)
     return dataclasses.replace(found, solution=bounded)
 
@@ -179,8 +182,7 @@ def _fit(
             if known < FORBIDDEN:
                 below = known if found.status == "infeasible" else found.bound
                 bound = max(bound, below) if exact else bound
-                status = found.status if exact else "unknown"
-                return Solution(None, FORBIDDEN, min(bound, known), status)
+                return Solution(None, FORBIDDEN, min(bound, known), _status(found, exact))
             if limits and not last_resort:
                 raise too_big(options.search, problem.mesh, least, budget, heaviest)
             break
@@ -190,8 +192,8 @@ def _fit(
         states = problem.states(found.choice)
         peak = model.peak(states)[1]
         if peak <= budget:
-            status = found.status if exact else "feasible"
-            solution = dataclasses.replace(found, status=status, bound=min(bound, found.cost))
+            status, bound = _status(found, exact), min(bound, found.cost)
+            solution = dataclasses.replace(found, status=status, bound=bound)
             return Candidate(problem, solution, peak)
         if peak < least:
             least, heaviest = peak, model.heaviest(states)
@@ -204,7 +206,15 @@ def _fit(
             axes = problem.axis_choices()
     free = prepared.free.get(problem.mesh)
     solution, peak = lightest(problem, axes, model, limits, free, least, budget, options)
+    if left <= 0:
+        solution = dataclasses.replace(solution, status="stopped")
     return Candidate(problem, solution, peak)
+
+
+def _status(found: Solution, exact: bool) -> str:
+    """What is proven, if limits may have ruled out what fits unless they are ``exact``."""
+    proven = found.status in ("optimal", "infeasible")
+    return "feasible" if proven and not exact else found.status
 
 
 def _tighten(

@@ -137,7 +137,7 @@ def _closing_in(
         if found.choice is not None and found.cost < best.cost:
             best = found
         if found.status not in ("optimal", "infeasible"):  # out of time
-            status = "unknown" if best.choice is None else "feasible"
+            status = "unknown" if best.choice is None else "stopped"
             return dataclasses.replace(best, bound=max(bound, found.bound), status=status)
         bound = max(bound, found.bound)
         if found.choice is not None:
@@ -170,7 +170,7 @@ def _limited(network: Network, known: int, parts: _Parts, small: int, large: int
     found = _within(work, min(known, first.cost) - 1, solver, deadline, small)
     if found.cost < first.cost or first.cost >= known:
         return _undone(network, undo, found)
-    status = "optimal" if found.status == "infeasible" else "feasible"
+    status = "optimal" if found.status == "infeasible" else "stopped"
     return dataclasses.replace(first, bound=min(found.bound, first.cost), status=status)
 
 

@@ -120,7 +120,8 @@ def _pass(
     cost = network.cost(choice)
     if cost >= FORBIDDEN // 2:
         return Solution(None, FORBIDDEN, bound, "infeasible")
-    return Solution(choice, cost, min(bound, cost), "optimal" if bound >= rounded else "feasible")
+    status = "optimal" if bound >= rounded else "feasible" if ended else "stopped"
+    return Solution(choice, cost, min(bound, cost), status)
 
 
 def _in_units(network: Network, choice: Sequence[int], unit: int) -> int:
@@ -235,7 +236,7 @@ def _read_highs(
     if result.status == 0:
         return Solution(choice, cost, cost, "optimal")
     bound = network.offset + math.floor((result.mip_dual_bound or 0.0) * HIGHS_TICKS)
-    return Solution(choice, cost, min(bound, cost), "feasible")
+    return Solution(choice, cost, min(bound, cost), "stopped")
 
 
 EXHAUSTIVE_LIMIT = 2_000_000

@@ -221,7 +221,8 @@ class Start:
             room_left = self.budget + over
             self.joint.search(room_left, self.price, len(self.joint.points) + MORE)
             bound = max(bound, self.joint.bound_s(room_left))
-        cost, status = plan.solver.objective_s, "feasible"
+        cost = plan.solver.objective_s
+        status = "stopped" if plan.solver.status == "stopped" else "feasible"
         if self.model.windows or plan.offloaded:
             bound = self.least_s
         elif bound >= (1 - PROVEN) * cost:

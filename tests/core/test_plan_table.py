@@ -94,6 +94,10 @@ def test_optimizer_state_that_lies_otherwise_is_shown():
             "optimal: not proven optimal: the best would be at most 20 % faster (in 310 ms)",
         ),
         (
+            {"status": "stopped", "bound_s": 1.0e-3},
+            "optimal: stopped by the time limit: the best would be at most 20 % faster (in 310 ms)",
+        ),
+        (
             {"status": "feasible", "bound_s": float("-inf")},
             "optimal: not proven optimal (in 310 ms)",
         ),
