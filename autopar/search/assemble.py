@@ -249,10 +249,8 @@ class _Assembler:
 
     def _edge_table(self, edge: Edge, weight: int) -> IntArray:
         """``weight`` times the price of the re-layout, for every pair of states of the two ends."""
-        is_input = self.graph.nodes[edge.dst].kind == "input"
         left = self._end(self.domains[edge.src], False, edge.port, edge.src_shift)
-        slot = 0 if is_input else edge.slot
-        right = self._end(self.domains[edge.dst], True, slot, edge.dst_shift)
+        right = self._end(self.domains[edge.dst], True, edge.slot, edge.dst_shift)
         fused = self._is_fused(edge)
         key = (edge.shape, edge.itemsize, id(left), id(right), edge.coalesced, fused, weight)
         if key not in self._tables:

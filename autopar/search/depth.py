@@ -23,7 +23,8 @@ from autopar.cost_model import Chip, FusionBorders
 from autopar.cost_model.memory import Timeline
 from autopar.passes.fold import Fold, NotFoldable, Part, Standing
 from autopar.passes.rules import regions
-from autopar.passes.trace import Step, source_name
+from autopar.passes.sources import source_name
+from autopar.passes.trace import Step
 from autopar.search.graph import Edge, Graph, Node, build_graph
 from autopar.search.memory import MemoryModel, MeshMemory
 from autopar.search.memory_curve import Less

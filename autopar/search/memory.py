@@ -21,7 +21,8 @@ from autopar.cost_model.attention import NO_ATTENTION, attention_kernels
 from autopar.cost_model.fusion import all_bodies, fusion_borders
 from autopar.cost_model.memory import Bytes, Timeline, liveness
 from autopar.cost_model.tiles import convolved, padding
-from autopar.passes.trace import Step, source_name
+from autopar.passes.sources import source_name
+from autopar.passes.trace import Step
 from autopar.search.copies import gradients, held_hubs, streamed_operands
 from autopar.search.domains import State
 from autopar.search.graph import Graph

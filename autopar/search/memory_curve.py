@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autopar.core.plan import MemoryCurve
 from autopar.cost_model.memory import Bytes, Timeline
-from autopar.passes.trace import source_name
+from autopar.passes.sources import source_name
 from autopar.search.domains import State
 from autopar.search.program_memory import ProgramMemory
 

@@ -69,8 +69,7 @@ def scattered(program: ProgramMemory, instant: int) -> list[Scattered]:
         edge, size = graph.edges[place], least / len(sharing[root, start])
         src, dst = problem.variables[edge.src], problem.variables[edge.dst]
         left = [shifted(s.results[edge.port], edge.src_shift) for s in problem.domains[edge.src]]
-        slot = 0 if graph.nodes[edge.dst].kind == "input" else edge.slot
-        right = [shifted(s.operands[slot], edge.dst_shift) for s in problem.domains[edge.dst]]
+        right = [shifted(s.operands[edge.slot], edge.dst_shift) for s in problem.domains[edge.dst]]
         layouts = list(dict.fromkeys(left))
         numbers = np.array([layouts.index(one) for one in left])
         shares = _shares(layouts, right, problem.mesh)

@@ -12,7 +12,7 @@ from autopar.core.errors import RuleError
 from autopar.cost_model.work import shape_of
 from autopar.passes.fingerprint import Signatures
 from autopar.passes.rules import FactorRule, factor_rule, replicate_rule
-from autopar.passes.trace import source_line
+from autopar.passes.sources import source_line
 from autopar.search.graph import Graph
 
 

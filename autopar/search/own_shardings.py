@@ -21,7 +21,7 @@ from autopar.core.compat import manual_axes
 from autopar.core.errors import PinError
 from autopar.core.layout import Layout, layouts_of
 from autopar.core.mesh import MeshSpec
-from autopar.passes.trace import source_line
+from autopar.passes.sources import source_line
 from autopar.search.domains import Domain, State, refines
 from autopar.search.graph import Graph, Node
 from autopar.search.pinned import Pinned

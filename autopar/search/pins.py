@@ -21,7 +21,8 @@ from jax.extend.core import Jaxpr, Var
 from autopar.core.errors import PinError
 from autopar.core.plan import Plan
 from autopar.passes.rules import regions
-from autopar.passes.trace import Step, source_name
+from autopar.passes.sources import source_name
+from autopar.passes.trace import Step
 
 Pin = jax.P | str
 """How a value must lie, or the path or name of the one that it must lie like."""

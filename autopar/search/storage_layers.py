@@ -17,7 +17,8 @@ from jax.extend.core import JaxprEqn
 from autopar.cost_model import Timeline
 from autopar.cost_model.fusion import all_bodies
 from autopar.passes.fold import Fold, NotFoldable
-from autopar.passes.trace import Step, source_name
+from autopar.passes.sources import source_name
+from autopar.passes.trace import Step
 from autopar.search.memory_curve import Unfolded
 from autopar.search.storage_bodies import Body
 from autopar.search.storage_values import Value

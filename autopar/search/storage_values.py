@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 
 from autopar.cost_model import FusionBorders, Timeline
 from autopar.passes.remat import droppable
-from autopar.passes.trace import source_name
+from autopar.passes.sources import source_name
 from autopar.search.storage_bodies import Body, bodies_of, reads_of
 
 GAIN = 0.1

@@ -24,7 +24,8 @@ from autopar.models import preset
 from autopar.passes.refine import refine
 from autopar.passes.rules import regions
 from autopar.passes.simplify import simplify
-from autopar.passes.trace import source_name, trace
+from autopar.passes.sources import source_name
+from autopar.passes.trace import trace
 
 D = 16
 UNOPTIMISED: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

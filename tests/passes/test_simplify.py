@@ -17,7 +17,7 @@ from autopar.core.errors import TraceError
 from autopar.passes.dce import prune
 from autopar.passes.rules import rebuild, regions
 from autopar.passes.simplify import CALLS, simplify
-from autopar.passes.trace import source_line
+from autopar.passes.sources import source_line
 
 each_program = pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
 

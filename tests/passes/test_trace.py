@@ -19,7 +19,8 @@ from flax import linen as nn
 
 from autopar.core.errors import OptionError, TraceError
 from autopar.passes.fingerprint import Signatures, fingerprint
-from autopar.passes.trace import source_line, source_name, trace
+from autopar.passes.sources import source_line, source_name
+from autopar.passes.trace import trace
 
 F32 = jnp.float32
 SPEC = jax.ShapeDtypeStruct((4, 2), F32)

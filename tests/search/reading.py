@@ -11,7 +11,8 @@ from typing import Any
 import autopar
 from autopar.core.layout import Layout, show
 from autopar.core.plan import CollectiveUse, Strategy
-from autopar.passes.trace import Step, source_name, trace
+from autopar.passes.sources import source_name
+from autopar.passes.trace import Step, trace
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from jax import P
 import autopar
 from autopar.core.layout import Layout, from_spec
 from autopar.core.mesh import MeshSpec
-from autopar.passes.trace import Step, source_name, trace
+from autopar.passes.sources import source_name
+from autopar.passes.trace import Step, trace
 from autopar.search.options import Options
 from autopar.search.planner import best
 from autopar.search.prepared import Prepared

@@ -20,7 +20,7 @@ from autopar.passes.lowering.local.site import Site, Values, bind, local
 from autopar.passes.rules import Region, rebuild, regions
 from autopar.passes.rules.build import shape_of
 from autopar.passes.simplify import simplify
-from autopar.passes.trace import source_line
+from autopar.passes.sources import source_line
 
 UNTYPED: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
     "pvary": lambda value, params: value,

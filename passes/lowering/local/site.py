@@ -18,7 +18,7 @@ from autopar.core.layout import B, Layout, Partial, Split, local_shape
 from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Strategy
 from autopar.passes.rules.build import shape_of
-from autopar.passes.trace import source_line
+from autopar.passes.sources import source_line
 
 Values = Sequence[Any]
 Localiser = Callable[["Site", Values], list[Any]]
