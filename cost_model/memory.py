@@ -32,9 +32,10 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from numpy.typing import NDArray
 
+from autopar.cost_model.bodies import Bodies, is_heavy
 from autopar.cost_model.categories import Categories
 from autopar.cost_model.fusion import FusionBorders, fusion_borders
-from autopar.cost_model.liveness import Bodies, Walk, is_heavy
+from autopar.cost_model.liveness import Walk
 from autopar.cost_model.on_chip import Pace, on_chip
 from autopar.cost_model.work import aval_bytes
 
