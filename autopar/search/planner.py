@@ -170,7 +170,8 @@ def _fit(
     found: ``infeasible`` if there is nothing, else with a bound of what there may be.
     """
     model = prepared.depth.memory_on(problem)
-    axes: AxisChoices = ()
+    # On one or two axes a network is small enough to be solved whole.
+    axes: AxisChoices = problem.axis_choices() if len(problem.mesh.axes) > 2 else ()
     limits: dict[int, Limit] = {}
     least, bound, exact, heaviest = FORBIDDEN, 0, True, ""
     deadline = time.monotonic() + options.time_limit_s
@@ -201,9 +202,6 @@ def _fit(
             raise too_big(options.search, problem.mesh, peak, budget, heaviest)
         options.progress(f"peak {format_bytes(peak)} over {format_bytes(budget)}: tightening")
         exact &= _tighten(limits, model, states, budget)
-        # On one or two axes a network is small enough to be solved whole.
-        if not axes and len(problem.mesh.axes) > 2:
-            axes = problem.axis_choices()
     free = prepared.free.get(problem.mesh)
     solution, peak = lightest(problem, axes, model, limits, free, least, budget, options)
     if left <= 0:

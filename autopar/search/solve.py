@@ -75,7 +75,8 @@ def solve(
       seconds: limit of the solver's own time; the best found so far is returned with its bound.
       solver: ``toulbar2`` where it is installed, else ``highs``.
       axes: what each value does on each of three mesh axes or more, to take a large network with
-        limits apart by; none to solve it whole.
+        limits apart by, and for something better than what was decoded when time is up; none to
+        solve it whole.
       known: what is sought costs less than this; ``infeasible`` is then that nothing does.
       small, large: see ``SMALL`` and ``LARGE``.
     """
@@ -85,11 +86,16 @@ def solve(
     deadline = time.monotonic() + seconds
     if network.entries <= small:
         return _whole(network, known, seconds, solver)
+    parts = _Parts(network, axes, solver, deadline)
     if network.limits:
-        return _limited(network, known, _Parts(network, axes, solver, deadline), small, large)
+        return _limited(network, known, parts, small, large)
     smaller, undo = shrink(network, dead_ends=False)  # bounds will find them, and more
-    found = _closing_in(smaller, known, solver, deadline, small)
-    return _undone(network, undo, found)
+    found = _undone(network, undo, _closing_in(smaller, known, solver, deadline, small))
+    if found.status == "stopped" and axes:  # what was decoded by then may be far off
+        tied = parts.tied(range(axes[0].shape[1]))
+        better = min((found, tied), key=lambda one: one.cost)
+        found = dataclasses.replace(better, bound=found.bound, status="stopped")
+    return found
 
 
 def _whole(network: Network, known: int, seconds: float, solver: Solver) -> Solution:
@@ -259,6 +265,10 @@ class _Parts:
             return found
         return dataclasses.replace(found, choice=_numbered(found.choice, values))
 
+    def tied(self, axes: Sequence[int]) -> Solution:
+        """The best assignment of values that do the same on these axes."""
+        return self.best_of([_tied(choices, axes) for choices in self.axes])
+
 
 def _by_blocks(parts: _Parts) -> Solution:
     """A good assignment: two axes at a time, from one in which all but one do the same."""
@@ -266,7 +276,7 @@ def _by_blocks(parts: _Parts) -> Solution:
     best = Solution(None, FORBIDDEN, 0, "unknown")
     for alone in reversed(everything):
         others = [axis for axis in everything if axis != alone]
-        best = parts.best_of([_tied(choices, others) for choices in parts.axes])
+        best = parts.tied(others)
         if best.choice is not None:
             break
     blocks = tuple(itertools.combinations(everything, 2))

@@ -84,6 +84,22 @@ def test_without_time_there_is_an_assignment_and_a_bound() -> None:
     assert seen == {"stopped", "optimal"}
 
 
+def test_without_time_it_is_no_dearer_than_what_does_the_same_on_all_axes() -> None:
+    better = 0
+    for seed in range(20):
+        network = dense(seed, limited=False)
+        found = solve(network, 1e-9, small=10)
+        tied = toulbar2(network.restricted([np.flatnonzero(np.ptp(CHOICES, axis=1) == 0)] * 6), 10)
+        if found.status != "stopped" or tied.choice is None:
+            continue
+        with_axes = solve(network, 1e-9, axes=[CHOICES] * 6, small=10)
+        assert with_axes.choice is not None
+        assert with_axes.cost == network.cost(with_axes.choice) == min(found.cost, tied.cost)
+        assert (with_axes.bound, with_axes.status) == (found.bound, "stopped")
+        better += tied.cost < found.cost
+    assert better
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(SEEDS, st.booleans(), st.sampled_from([0, 10**6]))
 def test_only_what_is_better_than_a_known_cost_is_sought(
