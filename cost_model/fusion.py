@@ -51,6 +51,8 @@ class FusionBorders:
       sources: first result of a kernel (an equation that writes) to the values in memory it needs.
       softmaxes: the exponentials that a matmul's kernel writes, holding whole rows for their
         maximum, and what it would write if the maximum were at hand.
+      widened: values that lie in memory only as such an exponential, of which they are computed, is
+        wider than what would be written if the maximum were at hand.
       narrow: f32 values that only matmuls of default precision use: XLA:TPU stores them as bf16.
       beside: first result of a kernel to the vector instructions of what is fused into it, per
         element of its equation's largest operand.
@@ -65,6 +67,7 @@ class FusionBorders:
     sources: Mapping[Var, tuple[Var, ...]]
     narrow: frozenset[Var]
     softmaxes: Mapping[Var, Var]
+    widened: Mapping[Var, Var]
     beside: Mapping[Var, float]
     fused: frozenset[Var]
 
@@ -117,6 +120,7 @@ def fusion_borders(
         sources={key: found for graph in graphs for key, found in graph.kernels.items()},
         narrow=frozenset(var for graph in graphs for var in graph.written if graph.is_narrow(var)),
         softmaxes={exp: found for graph in graphs for exp, found in graph.softmaxes.items()},
+        widened={var: exp for graph in graphs for var, exp in graph.widened.items()},
         beside={key: found for graph in graphs for key, found in graph.beside.items()},
         fused=frozenset(
             var for graph in graphs for var in graph.needed_for if var not in graph.cheap

@@ -38,7 +38,7 @@ class FusionGraph:
       chains: for an unwritten value, the arithmetic that its consumers repeat for it.
       operations: vector instructions of an elementwise value.
       convolved: the values a convolution's kernel makes on the way down its chain, and it.
-      reads, softmaxes, beside: see ``FusionBorders``. kernels: its ``sources``.
+      reads, softmaxes, beside, widened: see ``FusionBorders``. kernels: its ``sources``.
     """
 
     jaxpr: Jaxpr
@@ -59,6 +59,7 @@ class FusionGraph:
     operations: dict[Var, float] = field(default_factory=dict[Var, float])
     convolved: dict[Var, JaxprEqn] = field(default_factory=dict[Var, JaxprEqn])
     beside: dict[Var, float] = field(default_factory=dict[Var, float])
+    widened: dict[Var, Var] = field(default_factory=dict[Var, Var])
 
     def __post_init__(self) -> None:
         roots, users, cheap = self.roots, self.users, self.cheap
@@ -192,7 +193,17 @@ class FusionGraph:
         dear = size > RECOMPUTE_RATIO * own
         if any(KINDS.get(user.primitive.name) == "conv" for user in users):
             dear |= not self.grouped or size * len(users) >= size + own * (1 + len(users))
+        elif dear and len(full) >= 2:
+            self._note_widened(var, full, size - RECOMPUTE_RATIO * own)
         return len(full) >= 2 and dear
+
+    def _note_widened(self, var: Var, ancestors: Sequence[Var], spare: float) -> None:
+        """Notes a value that would not be kept if an exponential of a softmax were narrow."""
+        for exp in ancestors:
+            if exp in self.softmaxes:
+                narrow = aval_bytes(self.softmaxes[exp].aval)
+                if aval_bytes(exp.aval) - narrow >= spare:
+                    self.widened[var] = exp
 
     def count_reads(self) -> None:
         """Charges every group's reads to the equation that ends it, and lists what it needs."""

@@ -135,9 +135,13 @@ class Copies:
                 assert node.var is not None
                 start, end = self.timeline.uses[node.var]
                 yield start, end, self.local_bytes(node.var, state.results[0])
+        yield from (extra for _, extra in self.casts(states))
+
+    def casts(self, states: Sequence[State]) -> Iterable[tuple[Var, Extra]]:
+        """Casts of weights, each with its value."""
         for held in self.held:
             if held.is_weight:
-                yield self._span(held, states)
+                yield held.var, self._span(held, states)
 
     def _span(self, held: Held, states: Sequence[State]) -> Extra:
         size = self.local_bytes(held.var, states[held.node].results[0])

@@ -122,6 +122,10 @@ class ProgramMemory:
         """Operands of products that must lie in memory (see ``Streamed``), each with its value."""
         return self._held_by_moves.streams(states)
 
+    def casts(self, states: Sequence[State]) -> Iterable[tuple[Var, Extra]]:
+        """Casts of weights that are held, each with its value."""
+        return self._held_by_moves.casts(states)
+
     def copies(self, states: Sequence[State]) -> Iterable[Extra]:
         """All other copies."""
         return self._held_by_moves.copies(states)

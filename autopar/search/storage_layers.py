@@ -151,6 +151,7 @@ class Unrolled:
             first=instant(value.first),
             last=instant(value.last),
             buffers=(eqn.outvars[port],),
+            beside=tuple([(instant(a), instant(b), size) for a, b, size in value.beside]),
         )
 
     @property

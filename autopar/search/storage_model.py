@@ -84,11 +84,14 @@ class StorageModel:
         streams = dict.fromkeys(_streamed(memory.program), 0.0)
         streams.update((var, size) for var, (_, _, size) in memory.program.streams(states))
         values, bodies = (), ()
+        # On several, the bound of sharding and storage together counts what is beside all the same.
+        alone = found.problem.mesh.device_count == 1
         attached: dict[Var, int] = {}
         if remat:
             values, bodies, attached = storage_values(
                 *(depth.step.jaxpr, depth.fusion, depth.memory.whole),
                 *(prices.seconds, prices.bytes_of, chip.hbm_bandwidth, streams),
+                dict(memory.program.casts(states)) if alone else None,
             )
         counted = _Counted(prices, _buffers(values, bodies), attached, chip.vmem_bytes)
         full, rest = counted.of(depth.memory, memory.program, states)

@@ -151,9 +151,12 @@ class Program:
             if start <= instant <= end:
                 columns += [number, 2 * n + number]
                 weights += [self.kept[number], self.held_away[number]]
+            again = sum(size for first, last, size in value.beside if first <= instant <= last)
             if self.own[number] <= instant <= max(value.last, self.own[number]):
+                again += self.again[number]
+            if again:
                 columns.append(n + number)
-                weights.append(self.again[number])
+                weights.append(again)
         for number in pulled:
             columns.append(column[number])
             weights.append(self.again[number])
@@ -175,9 +178,11 @@ class Program:
             if not found.again[number]:
                 start, end = self._kept(number)
                 size = (self.kept if found.keep[number] else self.held_away)[number]
-            if end >= start:
-                change[start] += size
-                change[end + 1] -= size
+            beside = value.beside if found.again[number] else ()
+            for first, last, more in ((start, end, size), *beside):
+                if last >= first:
+                    change[first] += more
+                    change[last + 1] -= more
         return self.base + np.cumsum(change[:-1])
 
     def _kept(self, number: int) -> tuple[int, int]:

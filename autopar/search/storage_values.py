@@ -11,7 +11,8 @@ Values live in *bodies*: the step itself, and the body of each forward loop that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -34,6 +35,10 @@ Size = Callable[[Var], int]
 """Bytes of a value on a device."""
 
 
+Span = tuple[int, int, float]
+"""First instant, last instant, bytes: more if above zero, else less."""
+
+
 @dataclass(slots=True)
 class Value:
     """One choice.
@@ -53,6 +58,7 @@ class Value:
       droppable: whether it may be recomputed; what a loop carries may not.
       buffers: the variables of the buffers that hold it as the program is written.
       body: the body it is in.
+      beside: what else is in memory, or no longer, if it is recomputed.
     """
 
     var: Var
@@ -73,6 +79,7 @@ class Value:
     stacking: float = 0.0
     droppable: bool = True
     buffers: tuple[Var, ...] = ()
+    beside: tuple[Span, ...] = ()
 
     @property
     def needed(self) -> bool:
@@ -87,6 +94,7 @@ def storage_values(
     size: Size,
     bandwidth: float,
     streams: Mapping[Var, float] = MappingProxyType({}),
+    casts: Mapping[Var, Span] | None = None,
 ) -> tuple[tuple[Value, ...], tuple[Body, ...], dict[Var, int]]:
     """All values whose storage is a choice, makers before readers, the bodies they are in, and of
     streams the number of the value that they are there with.
@@ -94,6 +102,7 @@ def storage_values(
     Args:
       bandwidth: of device memory, bytes a second.
       streams: what a layout change has products find in memory (see ``Streamed``), and its bytes.
+      casts: of weights, and when they are held; if ``None``, nothing is said of what is beside.
     """
     may_drop = droppable(closed)
     bodies = tuple(bodies_of(closed, borders, timeline))
@@ -103,6 +112,8 @@ def storage_values(
         finder = _Finder(body, timeline, may_drop, seconds, size, bandwidth, len(values))
         values += finder.values()
         attached |= finder.attach(streams, values)
+        if casts is not None and not body.span:
+            finder.note_beside(casts, values)
     return tuple(values), bodies, attached
 
 
@@ -153,6 +164,46 @@ class _Finder:
                 value.bytes, value.again = value.bytes + int(size), value.again + int(size)
                 found[var] = max(numbers)
         return found
+
+    def note_beside(self, casts: Mapping[Var, Span], values: Sequence[Value]) -> None:
+        """Notes what else recomputing a value changes: casts of weights are then made again, and
+        what would be in memory only as an exponential is wide is made in its readers.
+        """
+        for number, span in (*self._cast_again(casts, values), *self._narrowed(values)):
+            if span[0] <= span[1]:
+                values[number].beside += (span,)
+
+    def _cast_again(
+        self, casts: Mapping[Var, Span], values: Sequence[Value]
+    ) -> Iterator[tuple[int, Span]]:
+        """Each cast that is read in one kernel goes with the largest value that is recomputed to
+        recompute its reader: that which the kernel makes, or one that the reader is made of.
+        """
+        users: dict[Var, dict[int, int]] = defaultdict(dict)
+        for number, value in enumerate(values):
+            for place in map(int, value.group):
+                for atom in self.body.eqns[place].invars:
+                    if isinstance(atom, Var) and self.body.borders.root(atom) in casts:
+                        users[self.body.borders.root(atom)][number] = place
+        for var, found in users.items():
+            for number, place in found.items() if len(found) == 1 else ():
+                every = (number, *self._group(place)[1])
+                start, end, size = casts[var]
+                yield max(every, key=lambda one: values[one].bytes), (start, end, -size)
+
+    def _narrowed(self, values: Sequence[Value]) -> Iterator[tuple[int, Span]]:
+        """What such a value is computed from is then read where that would have been."""
+        borders, uses = self.body.borders, self.timeline.uses
+        chosen = {value.var for value in values}
+        for var, exp in borders.widened.items():
+            if exp in self.numbers and var in uses:
+                number, end = self.numbers[exp], uses[var][1]
+                value = values[number]
+                yield number, (self.timeline.instant_of[var], end, -float(self.size(var)))
+                yield number, (value.last + 1, end, float(value.again))
+                for source in borders.sources.get(var, ()):
+                    if source in uses and source not in chosen:
+                        yield number, (uses[source][1] + 1, end, float(self.size(source)))
 
     def _carried(self, var: Var) -> Value:
         assert self.body.span is not None

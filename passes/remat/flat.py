@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
@@ -76,8 +77,11 @@ class _Uses:
             if back
             for var in eqn.outvars
         )
-        self._made = {var: p for p, e in enumerate(self.eqns) for var in e.outvars}
-        self._until = self._flowing()
+        made = {var: p for p, e in enumerate(self.eqns) for var in e.outvars}
+        until = self._flowing()
+        self._flows = tuple(until)
+        spans = [(made[var], last, _bytes(var)) for var, last in until.items()]
+        self._spans = np.array(spans, np.int64).reshape(-1, 3).T
         self._maker = {var: p for p in dropped for var in jaxpr.eqns[p].outvars}
         lights = light(jaxpr)
         self._light = frozenset(p for p in dropped if lights.issuperset(jaxpr.eqns[p].outvars))
@@ -110,11 +114,9 @@ class _Uses:
         atoms = self.eqns[position].invars
         own = [atom for atom in atoms if isinstance(atom, Var) and atom in self.transposed]
         most = max((_bytes(var) for var in own), default=0)
-        past = [
-            var
-            for var, until in self._until.items()
-            if self._made[var] < position < until and _bytes(var) <= most
-        ]
+        made, until, size = self._spans
+        (places,) = np.nonzero((made < position) & (position < until) & (size <= most))
+        past = [self._flows[place] for place in places]
         return list(dict.fromkeys((*own, *past))) or list(last[:1])
 
     def groups(self) -> Iterator[Group]:
