@@ -14,7 +14,6 @@ A partial sum cannot be written as a ``PartitionSpec``: the constraint stands wh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +24,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as
 from jax.sharding import Mesh, NamedSharding
 
 from autopar.core.compat import manual_axes
-from autopar.core.layout import B, Layout, Partial, Split, is_partial, shifted, to_spec
-from autopar.core.mesh import MeshSpec
+from autopar.core.layout import B, Layout, is_partial, shifted, to_spec
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, Resharder
 from autopar.passes.lowering.context import context_of, unplaced
-from autopar.passes.lowering.fences import fenced, guarded
+from autopar.passes.lowering.fences import fenced, guarded, pinned, reduced
 from autopar.passes.lowering.gradients import in_order, transposed_products
 from autopar.passes.lowering.host import OnHost, loop, on_host, stream
 from autopar.passes.lowering.one_hot import is_one_hot, one_hot
@@ -134,6 +132,9 @@ class _Interpreter:
             results = _bind(eqn, ready, unplaced(eqn.params))
         if fixed:
             results = list(map(self._fix, results, strategy.results))
+        pins = pinned(eqn, strategy)
+        if pins is not None:
+            results = [self._pin(results[0], pins)]
         anchor = eqn.primitive.name in ANCHORS
         for port, (var, layout) in enumerate(zip(eqn.outvars, strategy.results, strict=True)):
             hub = self.plan.hubs.get(f"{name}.{port}")
@@ -200,16 +201,18 @@ class _Interpreter:
 
         But for what is only cut up: that may as well be made in pieces.
         """
+        if is_partial(layout):
+            through = reduced(np.shape(value), layout, wanted, self.plan.mesh)
+            value = self._constrain(value, through)
+            return value if through == wanted else self._moved(value, through, wanted)
         changes = {(old, new) for old, new in zip(layout, wanted, strict=True) if old != new}
         if any(old != B for old, _ in changes):
             value = self._constrain(value, layout)
-        if len(changes) > 1 and not is_partial(layout):
+        if len(changes) > 1:
             # Of axes that move apart the partitioner makes nothing but a gather of the whole.
             dtype = jax.dtypes.result_type(value)
             for step in self.resharder.path(np.shape(value), dtype.itemsize, layout, wanted):
                 value = self._constrain(value, step.layout)
-        through = _through(np.shape(value), layout, wanted, self.plan.mesh)
-        value = value if through == wanted else self._constrain(value, through)
         return self._constrain(value, wanted)
 
     def _constrain(self, value: Any, layout: Layout) -> Any:
@@ -221,6 +224,13 @@ class _Interpreter:
         if not np.ndim(value):
             return value
         spec = to_spec(layout, self.plan.mesh, value.ndim)
+        return jax.lax.with_sharding_constraint(value, NamedSharding(self.mesh, spec))
+
+    def _pin(self, value: Any, splits: Layout) -> Any:
+        """Fixes the dimensions of ``value`` that are split so, and leaves the others open."""
+        spec = to_spec(splits, self.plan.mesh, value.ndim)
+        free = [jax.P.UNCONSTRAINED] * (value.ndim - len(spec))
+        spec = jax.P(*(names or jax.P.UNCONSTRAINED for names in spec), *free)
         return jax.lax.with_sharding_constraint(value, NamedSharding(self.mesh, spec))
 
     def _nest(
@@ -264,26 +274,6 @@ class _Interpreter:
             return results
 
         return run
-
-
-def _through(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshSpec) -> Layout:
-    """Where a partial value is scattered on its way to ``wanted``.
-
-    Over several dimensions at once the partitioner only reduces it whole. So it is scattered over
-    one, and what is left, a part of it, moves on.
-    """
-    cut = [
-        axis
-        for axis, (old, new) in enumerate(zip(layout, wanted, strict=True))
-        if isinstance(old, Partial) and isinstance(new, Split)
-    ]
-    if len({wanted[axis] for axis in cut}) < 2:
-        return wanted
-    first = wanted[cut[0]]
-    assert isinstance(first, Split)
-    through = tuple(first if axis in cut else new for axis, new in enumerate(wanted))
-    pieces = [axis.size for axis, new in zip(mesh.axes, through, strict=True) if new == first]
-    return wanted if shape[first.dim] % math.prod(pieces) else through
 
 
 def _bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:

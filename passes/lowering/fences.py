@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from autopar.core.layout import Split, is_partial
+from autopar.core.layout import B, Layout, Partial, Split, divides, is_partial
+from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Strategy
 from autopar.passes.rules.build import shape_of
 
@@ -62,6 +64,63 @@ def guarded(eqn: JaxprEqn, strategy: Strategy, operands: Sequence[Any]) -> list[
     if name == "reduce":
         return list(lax.optimization_barrier(tuple(operands)))
     return list(operands)
+
+
+def pinned(eqn: JaxprEqn, strategy: Strategy) -> Layout | None:
+    """Splits of the result that the partitioner must not change as it computes the equation.
+
+    Of a product that is summed along one axis, it may take batches that are split along another
+    for whole ones, if the result is to be split otherwise along them.
+    """
+    if eqn.primitive.name != "dot_general" or not is_partial(strategy.results[0]):
+        return None
+    _, (batch, _) = eqn.params["dimension_numbers"]
+    splits = {Split(dim) for dim in range(len(batch))}
+    kept = tuple(p if p in splits else B for p in strategy.results[0])
+    return kept if any(p != B for p in kept) else None
+
+
+def reduced(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshSpec) -> Layout:
+    """Where a partial value is reduced on its way to ``wanted``; what is left is to be moved.
+
+    Over several dimensions at once the partitioner only reduces it whole. So it is scattered over
+    one. And a product that is scattered along one axis it computes wrongly if several others come
+    to lie in another order: it numbers the devices that share a summand by the operand's layout,
+    and reads the numbers by the result's. So others that move do so afterwards.
+    """
+    through = _scattered(shape, layout, wanted, mesh)
+    if not _reorders(layout, wanted):
+        return through
+    pairs = zip(layout, through, strict=True)
+    held = _whole(tuple(new if isinstance(old, Partial) else old for old, new in pairs))
+    return held if divides(shape, held, mesh) else _whole(layout)
+
+
+def _scattered(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshSpec) -> Layout:
+    """``wanted``, but that what is partial is split in one dimension only, if it can be."""
+    cut = [
+        isinstance(old, Partial) and isinstance(new, Split)
+        for old, new in zip(layout, wanted, strict=True)
+    ]
+    parts = list(itertools.compress(wanted, cut))
+    through = tuple(parts[0] if c else new for c, new in zip(cut, wanted, strict=True))
+    return through if divides(shape, through, mesh) else wanted
+
+
+def _reorders(layout: Layout, wanted: Layout) -> bool:
+    """Whether of two axes or more that are not partial one moves, not only cuts its part."""
+    others = [axis for axis, placement in enumerate(layout) if not isinstance(placement, Partial)]
+    return len(others) > 1 and any(_moves(a, layout, wanted) for a in others)
+
+
+def _moves(axis: int, layout: Layout, wanted: Layout) -> bool:
+    old, new = layout[axis], wanted[axis]
+    return old != new and (old != B or (isinstance(new, Split) and new in layout[axis + 1 :]))
+
+
+def _whole(layout: Layout) -> Layout:
+    """``layout`` where all is reduced."""
+    return tuple(B if isinstance(p, Partial) else p for p in layout)
 
 
 def _lasts(eqn: JaxprEqn) -> list[int]:

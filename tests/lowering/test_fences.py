@@ -1,6 +1,7 @@
 """What XLA gets wrong by itself comes out right."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from jax import lax
 
 import autopar
-from autopar.core.layout import B, Split, is_partial
+from autopar.core.layout import P_ADD, B, Layout, Split, is_partial
 from autopar.core.plan import Strategy
 from autopar.passes.lowering.fences import guarded
 
@@ -101,3 +102,48 @@ def test_a_convolution_cut_in_space_is_summed_once() -> None:
 
     got = autopar.apply(_convolve, _plan(_convolve, args, (2, 2), wanted), donate=())(*args)
     np.testing.assert_allclose(jax.device_get(got), _convolve(*args), rtol=1e-4, atol=1e-4)
+
+
+S0, S1, S2 = Split(0), Split(1), Split(2)
+
+
+def _of(layouts: Sequence[Layout], values: Sequence[Any]) -> tuple[Any, ...]:
+    pairs = zip(values, layouts, strict=True)
+    return tuple(replace(value, layout=layout) for value, layout in pairs)
+
+
+@pytest.mark.parametrize(
+    ("batched", "mesh", "operands", "result", "wanted"),
+    [
+        (False, (2, 2, 2), ((S0, B, B), (S0, B, S2)), (P_ADD, B, S1), (S1, S0, S0)),
+        (False, (2, 2, 2), ((S0, S2, B), (S0, B, S2)), (P_ADD, S0, S1), (S0, S1, S1)),
+        (True, (4, 2), ((S1, S0), (S1, S0)), (P_ADD, S0), (S0, S1)),
+        (True, (2, 2, 2), ((S1, S0, S1), (S1, S0, S1)), (P_ADD, S0, P_ADD), (S0, S0, B)),
+    ],
+)
+def test_a_product_scattered_beside_other_splits(
+    batched: bool,
+    mesh: tuple[int, ...],
+    operands: tuple[Layout, Layout],
+    result: Layout,
+    wanted: Layout,
+) -> None:
+    """Its parts are in their places: matrices of gradients, and products of batches."""
+
+    def step(x: Any, y: Any) -> Any:
+        sums, batch = (((1,), (1,)), ((0,), (0,))) if batched else (((0, 1), (0, 1)), ((), ()))
+        return lax.dot_general(x, y, (sums, batch))
+
+    rng = np.random.default_rng(0)
+    args = [rng.integers(-4, 5, (8, 8, n)).astype("f") for n in (16, 64)]
+    cluster = autopar.Cluster.preset("cpu", shape=(8,))
+    plan = autopar.plan(step, *args, cluster=cluster, mesh=mesh, search="replicated", donate=())
+    plan = replace(
+        plan,
+        inputs=_of(operands, plan.inputs),
+        outputs=_of([wanted], plan.outputs),
+        strategies={"0": Strategy(operands, (result,))},
+    )
+    for backend in ("jit", "shard_map"):
+        got = autopar.apply(step, plan, donate=(), backend=backend)(*args)
+        np.testing.assert_array_equal(jax.device_get(got), step(*args), err_msg=backend)
