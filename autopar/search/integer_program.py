@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,32 @@ from autopar.search.network import FORBIDDEN, IntArray
 HIGHS_TICKS = 1e3
 """Units of cost in one of HiGHS's objective (a microsecond). It takes objectives within 1e-6 of
 each other for equal, so one tick must be well above that."""
+
+
+def solved(*args: Any, **options: Any) -> Any:
+    """``scipy.optimize.milp`` of the same arguments, which prints nothing among results."""
+    with _stdout_as_stderr():
+        return milp(*args, **options)
+
+
+@contextlib.contextmanager
+def _stdout_as_stderr() -> Generator[None]:
+    """HiGHS 1.12 prints a line to stdout now and then, whatever it is told (its issue 2783)."""
+    try:
+        c_library = ctypes.CDLL(None)
+        sys.stdout.flush()
+        c_library.fflush(None)
+        stdout = os.dup(1)
+        os.dup2(2, 1)
+    except (OSError, TypeError, AttributeError, ValueError):  # no C library by that name, no stdout
+        yield
+        return
+    try:
+        yield
+    finally:
+        c_library.fflush(None)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 class IntegerProgram:
@@ -44,7 +75,7 @@ class IntegerProgram:
         upper: Any = np.where(allowed, 1.0, 0.0)
         low: Any = np.array(self.low)
         high: Any = np.array(self.high)
-        return milp(
+        return solved(
             np.where(allowed, costs, 0.0) / HIGHS_TICKS,
             integrality=np.array(self.integer, int),
             bounds=Bounds(0.0, upper),

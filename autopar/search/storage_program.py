@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint
 from scipy.sparse import csr_array
 
 from autopar.passes.offload import AT_ONCE
+from autopar.search.integer_program import solved
 from autopar.search.storage_offload import SMALLEST
 from autopar.search.storage_values import Value
 
@@ -96,7 +97,7 @@ class Program:
         in_loop = np.array([value.body in self.windows for value in self.values])
         may_leave = in_loop & (self.kept >= SMALLEST)
         most = np.concatenate((np.ones(2 * n), may_leave, waits * np.inf, more + 1))
-        found = milp(
+        found = solved(
             costs,
             integrality=np.concatenate((np.ones(3 * n), waits * 0, more)),
             bounds=Bounds(0, most),  # pyright: ignore[reportArgumentType]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from networks import random_network
 
 from autopar.core.errors import OptionError
+from autopar.search import integer_program
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network, add_pair, times, to_ticks
 from autopar.search.shrink import shrink
 from autopar.search.solve import random_choice, solve
@@ -258,3 +260,17 @@ def test_add_pair_in_either_order() -> None:
 def test_what_is_forbidden_stays_so_however_often() -> None:
     costs = np.array([0, 7, FORBIDDEN])
     assert times(costs, 20_000).tolist() == [0, 140_000, FORBIDDEN]
+
+
+def test_what_highs_prints_is_not_among_results(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def talkative(*_: object) -> str:
+        os.write(1, b"tmpSolver.run();\n")
+        return "solved"
+
+    monkeypatch.setattr(integer_program, "milp", talkative)
+    os.write(1, b"before\n")
+    assert integer_program.solved([1.0]) == "solved"
+    os.write(1, b"after\n")
+    assert capfd.readouterr() == ("before\nafter\n", "tmpSolver.run();\n")
