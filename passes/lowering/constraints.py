@@ -201,17 +201,14 @@ class _Interpreter:
 
         But for what is only cut up: that may as well be made in pieces.
         """
-        if is_partial(layout):
-            through = reduced(np.shape(value), layout, wanted, self.plan.mesh)
+        through = reduced(np.shape(value), layout, wanted, self.plan.mesh)
+        changes = {(old, new) for old, new in zip(through, wanted, strict=True) if old != new}
+        if (changes and is_partial(layout)) or any(old != B for old, _ in changes):
             value = self._constrain(value, through)
-            return value if through == wanted else self._moved(value, through, wanted)
-        changes = {(old, new) for old, new in zip(layout, wanted, strict=True) if old != new}
-        if any(old != B for old, _ in changes):
-            value = self._constrain(value, layout)
-        if len(changes) > 1:
+        if len(changes) > 1 and not is_partial(through):
             # Of axes that move apart the partitioner makes nothing but a gather of the whole.
             dtype = jax.dtypes.result_type(value)
-            for step in self.resharder.path(np.shape(value), dtype.itemsize, layout, wanted):
+            for step in self.resharder.path(np.shape(value), dtype.itemsize, through, wanted):
                 value = self._constrain(value, step.layout)
         return self._constrain(value, wanted)
 

@@ -81,13 +81,16 @@ def pinned(eqn: JaxprEqn, strategy: Strategy) -> Layout | None:
 
 
 def reduced(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshSpec) -> Layout:
-    """Where a partial value is reduced on its way to ``wanted``; what is left is to be moved.
+    """Where a partial value is reduced on its way to ``wanted``, if not there; others stay.
 
     Over several dimensions at once the partitioner only reduces it whole. So it is scattered over
     one. And a product that is scattered along one axis it computes wrongly if several others come
-    to lie in another order: it numbers the devices that share a summand by the operand's layout,
-    and reads the numbers by the result's. So others that move do so afterwards.
+    to lie in another order: it numbers the devices of a group, within which nothing is summed, by
+    the operands' layout, and reads the numbers by the result's (as of XLA in JAX 0.10,
+    ``GetDotGroupPartitionContractingOutputShardings``). So others that move do so afterwards.
     """
+    if not is_partial(layout):
+        return layout
     through = _scattered(shape, layout, wanted, mesh)
     if not _reorders(layout, wanted):
         return through
@@ -108,9 +111,12 @@ def _scattered(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshS
 
 
 def _reorders(layout: Layout, wanted: Layout) -> bool:
-    """Whether of two axes or more that are not partial one moves, not only cuts its part."""
-    others = [axis for axis, placement in enumerate(layout) if not isinstance(placement, Partial)]
-    return len(others) > 1 and any(_moves(a, layout, wanted) for a in others)
+    """Whether an axis that is not partial moves, not only cuts its part, and there is a third.
+
+    An operand that is partial is whole here, so that more axes count than those that are not.
+    """
+    kept = [axis for axis, placement in enumerate(layout) if not isinstance(placement, Partial)]
+    return len(layout) > 2 and any(_moves(axis, layout, wanted) for axis in kept)
 
 
 def _moves(axis: int, layout: Layout, wanted: Layout) -> bool:
