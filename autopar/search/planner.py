@@ -8,6 +8,7 @@ solve again. The fastest plan that fits is the answer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -171,7 +172,7 @@ def _fit(
     """
     model = prepared.depth.memory_on(problem)
     # On one or two axes a network is small enough to be solved whole.
-    axes: AxisChoices = problem.axis_choices() if len(problem.mesh.axes) > 2 else ()
+    axes = functools.cache(problem.axis_choices) if len(problem.mesh.axes) > 2 else tuple
     limits: dict[int, Limit] = {}
     least, bound, exact, heaviest = FORBIDDEN, 0, True, ""
     deadline = time.monotonic() + options.time_limit_s

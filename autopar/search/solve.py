@@ -22,7 +22,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,15 +56,16 @@ of its values are ruled out, so that it is settled sooner than one of that size 
 FEW = 0.0125
 """Share of a network's entries that is enough too: of forty million, half a million."""
 
-AxisChoices = Sequence[IntArray]
-"""For each variable, ``[value, mesh axis]``: a number for what the value does on the axis."""
+AxisChoices = Callable[[], Sequence[IntArray]]
+"""For each variable, ``[value, mesh axis]``: a number for what the value does on the axis; asked
+for only where it is needed."""
 
 
 def solve(
     network: Network,
     seconds: float,
     solver: Solver | None = None,
-    axes: AxisChoices = (),
+    axes: AxisChoices = tuple,
     known: int = FORBIDDEN,
     small: int = SMALL,
     large: int = LARGE,
@@ -86,13 +87,12 @@ def solve(
     deadline = time.monotonic() + seconds
     if network.entries <= small:
         return _whole(network, known, seconds, solver)
-    parts = _Parts(network, axes, solver, deadline)
     if network.limits:
-        return _limited(network, known, parts, small, large)
+        return _limited(network, known, _Parts(network, axes(), solver, deadline), small, large)
     smaller, undo = shrink(network, dead_ends=False)  # bounds will find them, and more
     found = _undone(network, undo, _closing_in(smaller, known, solver, deadline, small))
-    if found.status == "stopped" and axes:  # what was decoded by then may be far off
-        tied = parts.tied(range(axes[0].shape[1]))
+    if found.status == "stopped" and (choices := axes()):  # what was decoded may be far off
+        tied = _Parts(network, choices, solver, deadline).tied(range(choices[0].shape[1]))
         better = min((found, tied), key=lambda one: one.cost)
         found = dataclasses.replace(better, bound=found.bound, status="stopped")
     return found
@@ -248,7 +248,7 @@ class _Parts:
     """A network that is searched a part at a time."""
 
     network: Network
-    axes: AxisChoices
+    axes: Sequence[IntArray]
     solver: Solver
     deadline: float
 

@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 from networks import CHOICES, dense, random_network
 
 from autopar.search.bounds import Messages
-from autopar.search.network import FORBIDDEN, Network
+from autopar.search.network import FORBIDDEN, IntArray, Network
 from autopar.search.solve import SMALL, solve
 from autopar.search.solvers import Solver, descend, highs, toulbar2
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+def every_axis() -> list[IntArray]:
+    return [CHOICES] * 6
 
 
 def swept(network: Network, sweeps: int) -> Messages:
@@ -62,7 +66,7 @@ def test_closing_in_finds_the_optimum_and_proves_it(
 ) -> None:
     network = dense(seed, limited)
     truth = toulbar2(network, 10)
-    found = solve(network, 10, solver, [CHOICES] * 6, small=10, large=10)
+    found = solve(network, 10, solver, every_axis, small=10, large=10)
     if found.choice is None:  # blocks that find no way in prove nothing
         assert found.status == ("unknown" if limited else truth.status)
         return
@@ -107,7 +111,7 @@ def test_without_time_it_is_no_dearer_than_what_does_the_same_on_all_axes(
         tied = toulbar2(network.restricted([np.flatnonzero(np.ptp(CHOICES, axis=1) == 0)] * 6), 10)
         if found.status != "stopped" or tied.choice is None:
             continue
-        with_axes = solve(network, 1e-9, axes=[CHOICES] * 6, small=10)
+        with_axes = solve(network, 1e-9, axes=every_axis, small=10)
         assert with_axes.choice is not None
         assert with_axes.cost == network.cost(with_axes.choice) == min(found.cost, tied.cost)
         assert (with_axes.bound, with_axes.status) == (found.bound, "stopped")
@@ -147,7 +151,7 @@ def test_a_solve_leaves_nothing_behind_for_the_next() -> None:
     second = random_network(4, limits=1, forbidden=0.05, most=20, density=0.25)
     want = highs(second, 30).cost
     for seed in range(8):
-        solve(dense(seed, limited=seed % 2 == 1), 10, toulbar2, [CHOICES] * 6, small=10, large=10)
+        solve(dense(seed, limited=seed % 2 == 1), 10, toulbar2, every_axis, small=10, large=10)
         assert solve(second, 10, toulbar2).cost == want
 
 

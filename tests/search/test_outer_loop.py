@@ -56,7 +56,7 @@ def test_hardly_any_time_is_enough_for_a_plan_and_a_bound(mesh):
 
 
 def test_what_a_mesh_left_open_counts_in_the_bound(monkeypatch):
-    def out_of_time(network, seconds, axes=(), known=FORBIDDEN):
+    def out_of_time(network, seconds, axes=tuple, known=FORBIDDEN):
         if known < FORBIDDEN:
             return Solution(None, FORBIDDEN, 5, "unknown")
         return solve(network, seconds, axes=axes)
