@@ -35,6 +35,7 @@ LOOP = {"layers": 4, "scan": True}
 CASES = (
     Case("GPT, 4 layers", "gpt:125m", {**GPT, "layers": 4}),
     Case("GPT, 3 layers", "gpt:125m", {**GPT, "layers": 3}),
+    Case("GPT, 6 layers", "gpt:125m", {**GPT, "layers": 6}),
     Case("GPT, scan of 8", "gpt:125m", {**GPT, "layers": 8, "scan": True}),
     Case(
         "LLaMA-like, 3 layers",
