@@ -10,6 +10,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var
 from autopar.cost_model.fusion import FusionBorders, all_bodies
 from autopar.cost_model.schedule import Kernel, kernels, schedule
 from autopar.cost_model.work import KINDS, itemsize
+from autopar.passes.remat import is_backward
 from autopar.passes.rules import Region, regions
 
 _HEAVY_KINDS = frozenset(("dot", "conv", "gather", "linalg"))
@@ -42,7 +43,7 @@ class Bodies:
         """Whether an equation belongs to the backward pass."""
         stack = eqn.source_info.name_stack
         if id(stack) not in self._backward:
-            self._backward[id(stack)] = "transpose(" in str(stack)
+            self._backward[id(stack)] = is_backward(eqn)
         return self._backward[id(stack)]
 
     def tails(self, program: tuple[Kernel, ...]) -> Mapping[Var, bool]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autopar.core.layout import B, Layout, Partial, Placement, Split, is_partial
+from autopar.core.layout import B, Layout, Partial, Placement, Split, is_partial, reduced_whole
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model.collectives import collective_line
 from autopar.cost_model.hardware import Link
@@ -174,7 +174,7 @@ def _joined(parts: Sequence[Table]) -> Table:
         steps[np.ix_(at, at)], total[np.ix_(at, at)] = part.steps, part.total
     partial = np.array([is_partial(layout) for layout in layouts])
     masked = np.array([sum(isinstance(p, Partial) for p in layout) for layout in layouts])
-    whole = [tuple([B if isinstance(p, Partial) else p for p in layout]) for layout in layouts]
+    whole = [reduced_whole(layout) for layout in layouts]
     before = np.array([index[layout] for layout in whole], np.intp)
     for rows, cols in itertools.permutations([at[partial[at]] for at in places], 2):
         # Masks are free and may come last; before them nothing is partial.

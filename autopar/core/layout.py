@@ -62,6 +62,11 @@ def is_partial(layout: Layout) -> bool:
     return any(isinstance(placement, Partial) for placement in layout)
 
 
+def reduced_whole(layout: Layout) -> Layout:
+    """``layout`` once all that is partial along an axis is reduced there."""
+    return tuple([B if isinstance(placement, Partial) else placement for placement in layout])
+
+
 def local_shape(shape: Sequence[int], layout: Layout, mesh: MeshSpec) -> tuple[int, ...]:
     """The shape one device holds of a value of global ``shape``. Assumes even division."""
     local = list(shape)

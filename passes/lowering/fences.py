@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from autopar.core.layout import B, Layout, Partial, Split, divides, is_partial
+from autopar.core.layout import B, Layout, Partial, Split, divides, is_partial, reduced_whole
 from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Strategy
 from autopar.passes.rules.build import shape_of
@@ -95,8 +95,8 @@ def reduced(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshSpec
     if not _reorders(layout, wanted):
         return through
     pairs = zip(layout, through, strict=True)
-    held = _whole(tuple(new if isinstance(old, Partial) else old for old, new in pairs))
-    return held if divides(shape, held, mesh) else _whole(layout)
+    held = reduced_whole(tuple(new if isinstance(old, Partial) else old for old, new in pairs))
+    return held if divides(shape, held, mesh) else reduced_whole(layout)
 
 
 def _scattered(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshSpec) -> Layout:
@@ -122,11 +122,6 @@ def _reorders(layout: Layout, wanted: Layout) -> bool:
 def _moves(axis: int, layout: Layout, wanted: Layout) -> bool:
     old, new = layout[axis], wanted[axis]
     return old != new and (old != B or (isinstance(new, Split) and new in layout[axis + 1 :]))
-
-
-def _whole(layout: Layout) -> Layout:
-    """``layout`` where all is reduced."""
-    return tuple(B if isinstance(p, Partial) else p for p in layout)
 
 
 def _lasts(eqn: JaxprEqn) -> list[int]:
