@@ -21,23 +21,24 @@ each other for equal, so one tick must be well above that."""
 
 
 def solved(*args: Any, **options: Any) -> Any:
-    """``scipy.optimize.milp`` of the same arguments, which prints nothing among results."""
-    with _stdout_as_stderr():
+    """``scipy.optimize.milp`` of the same arguments, which prints nothing."""
+    with _silenced():
         return milp(*args, **options)
 
 
 @contextlib.contextmanager
-def _stdout_as_stderr() -> Generator[None]:
+def _silenced() -> Generator[None]:
     """HiGHS 1.12 prints a line to stdout now and then, whatever it is told (its issue 2783)."""
     try:
         c_library = ctypes.CDLL(None)
         sys.stdout.flush()
         c_library.fflush(None)
-        stdout = os.dup(1)
-        os.dup2(2, 1)
+        nowhere, stdout = os.open(os.devnull, os.O_WRONLY), os.dup(1)
     except (OSError, TypeError, AttributeError, ValueError):  # no C library by that name, no stdout
         yield
         return
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
     try:
         yield
     finally:
