@@ -172,7 +172,7 @@ class SolverReport:
     Attributes:
       status: ``optimal`` (proven), ``feasible`` (not proven: see ``gap``) or ``stopped`` (not
         proven because the time limit was over).
-      objective_s: cost of the plan; bound_s: no plan of this mesh costs less.
+      objective_s: cost of the plan; bound_s: no plan of this mesh costs less (0: nothing is known).
       seconds: time the search took, without tracing.
       variables: variables of the network before it was shrunk; nodes: of the step's flow graph.
       layers_alike: whether the bound is only for plans whose repeated layers share their choices,

@@ -80,7 +80,7 @@ def show_search(plan: Plan) -> str:
         found += " among plans that treat repeated layers alike" if solver.layers_alike else ""
     else:
         found = "stopped by the time limit" if solver.status == "stopped" else "not proven optimal"
-        if math.isfinite(solver.gap):
+        if solver.bound_s > 0:
             found += f": the best would be at most {100 * solver.gap:.2g} % faster"
     return f"{plan.options.get('search', solver.name)}: {found}"
 

@@ -210,22 +210,23 @@ class Start:
         """What is proven of the plan. On one device there is nothing to choose but storage: the
         bound is that of the last program, which has the room that the simulations left it. On
         several it is that of sharding and storage together, with as much more room as the model
-        has of the plan ``over`` what is simulated, or of a step without a limit. Of loops and links
-        nothing is proven.
+        has of the plan ``over`` what is simulated, or of a step without a limit; with a host, the
+        last. Of loops nothing is proven: to stack less may save more than is known of before.
         """
         bound, last = self.least_s + self.model.gain_s, None
-        if self.layouts.mesh.device_count == 1:
+        on_device = not (self.model.windows or plan.offloaded)
+        if on_device and self.layouts.mesh.device_count == 1:
             last = choose(self.model.values, self.model.base, room.whole, link)
             bound = self.least_s + last.bound if last else bound
-        elif self.joint is not None:
+        elif on_device and self.joint is not None:
             room_left = self.budget + over
             self.joint.search(room_left, self.price, len(self.joint.points) + MORE)
             bound = max(bound, self.joint.bound_s(room_left))
         cost = plan.solver.objective_s
         status = "stopped" if plan.solver.status == "stopped" else "feasible"
-        if self.model.windows or plan.offloaded:
-            bound = self.least_s
-        elif bound >= (1 - PROVEN) * cost:
+        if self.model.windows:
+            bound = 0.0
+        elif on_device and bound >= (1 - PROVEN) * cost:
             status = "optimal"
         solver = dataclasses.replace(plan.solver, bound_s=min(bound, cost), status=status)
         return dataclasses.replace(plan, solver=solver)

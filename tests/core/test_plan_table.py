@@ -98,7 +98,7 @@ def test_optimizer_state_that_lies_otherwise_is_shown():
             "optimal: stopped by the time limit: the best would be at most 20 % faster (in 310 ms)",
         ),
         (
-            {"status": "feasible", "bound_s": float("-inf")},
+            {"status": "feasible", "bound_s": 0.0},
             "optimal: not proven optimal (in 310 ms)",
         ),
     ],
