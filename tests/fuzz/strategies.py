@@ -122,6 +122,15 @@ def _dot(pairs: Any, *shapes: tuple[int, ...]) -> Case:
     return Case(lambda x, y: lax.dot_general(x, y, pairs), shapes)
 
 
+def _ragged(x: Any, y: Any, sizes: Any) -> Any:
+    pairs = (((1,), (1,)), ((), ()))
+    return lax.ragged_dot_general(x, y, sizes, lax.RaggedDotDimensionNumbers(pairs, (0,), (0,)))
+
+
+def _put(x: Any, part: Any, *at: Any) -> Any:
+    return lax.dynamic_update_slice_p.bind(x, part, *at)
+
+
 def _gather(x: Any, at: Any) -> Any:
     return lax.gather(x, at, lax.GatherDimensionNumbers((2,), (0,), (0,)), (1, 8), mode="clip")
 
@@ -153,6 +162,8 @@ CASES: dict[str, Case] = {
     "conv-depthwise": _conv((8, 16, 8), (4, 1, 8), feature_group_count=8, padding=[(3, 0)]),
     "conv-depthwise-2": _conv(IMAGES, (3, 3, 1, 16), feature_group_count=8, stride=2),
     "conv-batch-groups": _conv((64, 8, 8, 4), (3, 3, 4, 16), batch_group_count=8),
+    "ragged": Case(_ragged, ((16, 8), (4, 8, 8), (4,)), below=((2, 5),)),
+    "put": Case(_put, ((8, 16), (8, 8), (), ()), below=((2, 1), (3, 9))),
     "gather": Case(_gather, ((16, 8), (8, 8, 1)), below=((1, 16),)),
     "scatter": Case(_scatter, ((16, 8), (8, 8, 1), (8, 8, 8)), below=((1, 16),)),
     "window": Case(_window, ((8, 8, 8),)),
