@@ -16,10 +16,11 @@ demo: $(READY) ## Plan and train a small GPT on 8 emulated devices, checked agai
 test: lint ## Lint, then every test but the slow ones
 	$(BIN)/pytest -q -n 2 -m "not slow"
 
-test-slow: $(READY) ## The slow tests, then the two long runs of tests/fuzz, which go on where they were
+test-slow: $(READY) ## The slow tests, then the three long runs of tests/fuzz, which go on where they were
 	$(BIN)/pytest -q -n 2 -m slow
 	$(BIN)/python tests/fuzz/sweep.py build/fuzz/catalogue.jsonl
 	$(BIN)/python tests/fuzz/sweep_composed.py build/fuzz/composed.jsonl
+	$(BIN)/python tests/fuzz/sweep_strategies.py build/fuzz/strategies.jsonl
 
 lint: $(READY) ## Formatting, lint, types and the layers between modules
 	$(BIN)/ruff format --check --output-format concise .

@@ -28,10 +28,12 @@ from autopar.core.layout import B, Layout, is_partial, shifted, to_spec
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, Resharder
 from autopar.passes.lowering.context import context_of, unplaced
-from autopar.passes.lowering.fences import fenced, guarded, pinned, reduced
+from autopar.passes.lowering.fences import fenced, guarded, is_grouped, pinned, reduced
 from autopar.passes.lowering.gradients import in_order, transposed_products
 from autopar.passes.lowering.host import OnHost, loop, on_host, stream
+from autopar.passes.lowering.local import Site
 from autopar.passes.lowering.one_hot import is_one_hot, one_hot
+from autopar.passes.lowering.parts import in_parts
 from autopar.passes.offload import is_on_host, to_host
 from autopar.passes.rules import Region, rebuild, regions
 from autopar.passes.rules.borders import Border
@@ -128,6 +130,8 @@ class _Interpreter:
             results = self._shard_map(eqn, ready)
         elif is_one_hot(eqn):
             results = [one_hot(eqn, ready)]
+        elif is_grouped(eqn):
+            results = [in_parts(Site(eqn, strategy, self.plan.mesh), self.mesh, ready)]
         else:
             results = _bind(eqn, ready, unplaced(eqn.params))
         if fixed:

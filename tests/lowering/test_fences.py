@@ -134,16 +134,64 @@ def test_a_product_scattered_beside_other_splits(
         sums, batch = (((1,), (1,)), ((0,), (0,))) if batched else (((0, 1), (0, 1)), ((), ()))
         return lax.dot_general(x, y, (sums, batch))
 
-    rng = np.random.default_rng(0)
-    args = [rng.integers(-4, 5, (8, 8, n)).astype("f") for n in (16, 64)]
-    cluster = autopar.Cluster.preset("cpu", shape=(8,))
-    plan = autopar.plan(step, *args, cluster=cluster, mesh=mesh, search="replicated", donate=())
-    plan = replace(
-        plan,
-        inputs=_of(operands, plan.inputs),
-        outputs=_of([wanted], plan.outputs),
-        strategies={"0": Strategy(operands, (result,))},
-    )
+    args = _numbers((8, 8, 16), (8, 8, 64))
+    plan = _planned(step, args, mesh, Strategy(operands, (result,)), wanted)
     for backend in ("jit", "shard_map"):
         got = autopar.apply(step, plan, donate=(), backend=backend)(*args)
         np.testing.assert_array_equal(jax.device_get(got), step(*args), err_msg=backend)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "operands", "result", "wanted"),
+    [
+        ((4, 2), ((S1, B), (S1, B)), (P_ADD, B), (B, B)),
+        ((4, 2), ((B, S1), (B, S1)), (B, P_ADD), (S1, S0)),
+        ((2, 2, 2), ((S0, B, S1), (S0, B, S1)), (S1, B, P_ADD), (B, S1, B)),
+        ((2, 2, 2), ((S1, B, S1), (S1, B, S1)), (P_ADD, B, P_ADD), (B, S1, S1)),
+    ],
+)
+def test_gradients_of_kernels_in_groups_are_summed_once(
+    mesh: tuple[int, ...], operands: tuple[Layout, Layout], result: Layout, wanted: Layout
+) -> None:
+    """Not over the devices of another axis as well, which hold the same."""
+
+    def step(x: Any, y: Any) -> Any:
+        return lax.conv_general_dilated(x, y, (1,), [(1, 1)], batch_group_count=8)
+
+    args = _numbers((16, 8, 16), (16, 8, 16))
+    plan = _planned(step, args, mesh, Strategy(operands, (result,)), wanted)
+    got = autopar.apply(step, plan, donate=())(*args)
+    np.testing.assert_array_equal(jax.device_get(got), step(*args))
+
+
+def test_groups_of_features_are_cut_by_the_batch() -> None:
+    """Nothing is gathered."""
+
+    def step(x: Any, kernel: Any) -> Any:
+        return lax.conv_general_dilated(x, kernel, (1,), "SAME", feature_group_count=4)
+
+    args = _numbers((8, 16, 16), (16, 4, 3))
+    operands = (S0, S1), (B, S0)
+    plan = _planned(step, args, (2, 4), Strategy(operands, ((S0, S1),)), (S0, S1))
+    compiled = autopar.apply(step, plan, donate=()).lower(*args).compile()
+    np.testing.assert_array_equal(jax.device_get(compiled(*args)), step(*args))
+    assert not any(kind in compiled.as_text() for kind in ("all-", "permute"))
+
+
+def _numbers(*shapes: tuple[int, ...]) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(-4, 5, shape).astype("f") for shape in shapes]
+
+
+def _planned(
+    step: Any, args: Sequence[Any], mesh: tuple[int, ...], strategy: Strategy, wanted: Layout
+) -> Any:
+    """A plan of the one equation of ``step``, whose inputs rest as it reads them."""
+    cluster = autopar.Cluster.preset("cpu", shape=(8,))
+    plan = autopar.plan(step, *args, cluster=cluster, mesh=mesh, search="replicated", donate=())
+    return replace(
+        plan,
+        inputs=_of(strategy.operands, plan.inputs),
+        outputs=_of([wanted], plan.outputs),
+        strategies={"0": strategy},
+    )
