@@ -111,6 +111,17 @@ def reduced(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshSpec
     return held if divides(shape, held, mesh) else reduced_whole(layout)
 
 
+def unreduced(layout: Layout, wanted: Layout) -> Layout:
+    """What a change from ``layout`` leaves: no constraint can say ``wanted`` while it is partial.
+
+    So what a plan reduces one axis after another is reduced at once, with the last.
+    """
+    if not is_partial(wanted):
+        return wanted
+    pairs = zip(layout, wanted, strict=True)
+    return tuple(old if isinstance(old, Partial) else new for old, new in pairs)
+
+
 def _scattered(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshSpec) -> Layout:
     """``wanted``, but that what is partial is split in one dimension only, if it can be."""
     cut = [
