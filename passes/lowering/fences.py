@@ -44,8 +44,8 @@ def is_grouped(eqn: JaxprEqn) -> bool:
     """Whether this is a convolution in groups, which the partitioner must not see.
 
     What it sums in groups of the batch, as in gradients of kernels, it sums over all devices, also
-    over those that hold the same. Groups of several features it computes whole on each device
-    (openxla/xla#47945).
+    over those that hold the same. Groups of several features it may compute whole on each
+    device (openxla/xla#47945).
     """
     return eqn.primitive.name == "conv_general_dilated" and (
         eqn.params["feature_group_count"] > 1 or eqn.params["batch_group_count"] > 1
