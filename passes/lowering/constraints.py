@@ -25,10 +25,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from autopar.core.compat import manual_axes
 from autopar.core.layout import B, Layout, is_partial, shifted, to_spec
-from autopar.core.plan import Plan
+from autopar.core.plan import Plan, Strategy
 from autopar.cost_model import Cluster, Resharder
 from autopar.passes.lowering.context import context_of, unplaced
-from autopar.passes.lowering.fences import fenced, guarded, is_grouped, pinned, reduced
+from autopar.passes.lowering.fences import fenced, guarded, is_grouped, pinned, reduced, unreduced
 from autopar.passes.lowering.gradients import in_order, transposed_products
 from autopar.passes.lowering.host import OnHost, loop, on_host, stream
 from autopar.passes.lowering.local import Site
@@ -141,14 +141,22 @@ class _Interpreter:
             results = [self._pin(results[0], pins)]
         anchor = eqn.primitive.name in ANCHORS
         for port, (var, layout) in enumerate(zip(eqn.outvars, strategy.results, strict=True)):
-            hub = self.plan.hubs.get(f"{name}.{port}")
-            self.layouts[var] = hub or layout
-            if hub is not None or anchor:
-                results[port] = self._moved(results[port], layout, self.layouts[var])
+            made = layout if fixed else self._made(eqn, strategy, layout)
+            wanted = self.plan.hubs.get(f"{name}.{port}", layout)
+            self.layouts[var] = unreduced(made, wanted)
+            if anchor or f"{name}.{port}" in self.plan.hubs:
+                results[port] = self._moved(results[port], made, wanted)
             if eqn.primitive.name == "convert_element_type" and self._is_product(eqn.invars[0]):
                 self.products.add(var)
             results[port] = self._in_order(var, results[port], self.layouts[var])
         return results
+
+    def _made(self, eqn: JaxprEqn, strategy: Strategy, layout: Layout) -> Layout:
+        """A result's layout as the partitioner has it: summands of a lone operand pass through."""
+        if len(eqn.invars) != 1 or not isinstance(var := eqn.invars[0], Var):
+            return layout
+        (read,) = strategy.operands
+        return unreduced(unreduced(self.layouts.get(var, read), read), layout)
 
     def _is_product(self, atom: Any) -> bool:
         return isinstance(atom, Var) and atom in self.products

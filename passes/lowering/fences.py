@@ -44,8 +44,8 @@ def is_grouped(eqn: JaxprEqn) -> bool:
     """Whether this is a convolution in groups, which the partitioner must not see.
 
     What it sums in groups of the batch, as in gradients of kernels, it sums over all devices, also
-    over those that hold the same. Groups of several features it computes whole on each device
-    (openxla/xla#47945).
+    over those that hold the same. Groups of several features it may compute whole on each
+    device (openxla/xla#47945).
     """
     return eqn.primitive.name == "conv_general_dilated" and (
         eqn.params["feature_group_count"] > 1 or eqn.params["batch_group_count"] > 1
@@ -109,6 +109,17 @@ def reduced(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshSpec
     pairs = zip(layout, through, strict=True)
     held = reduced_whole(tuple(new if isinstance(old, Partial) else old for old, new in pairs))
     return held if divides(shape, held, mesh) else reduced_whole(layout)
+
+
+def unreduced(layout: Layout, wanted: Layout) -> Layout:
+    """What a change from ``layout`` leaves: no constraint can say ``wanted`` while it is partial.
+
+    So what a plan reduces one axis after another is reduced at once, with the last.
+    """
+    if not is_partial(wanted):
+        return wanted
+    pairs = zip(layout, wanted, strict=True)
+    return tuple(old if isinstance(old, Partial) else new for old, new in pairs)
 
 
 def _scattered(shape: Sequence[int], layout: Layout, wanted: Layout, mesh: MeshSpec) -> Layout:

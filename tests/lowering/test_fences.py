@@ -178,6 +178,21 @@ def test_groups_of_features_are_cut_by_the_batch() -> None:
     assert not any(kind in compiled.as_text() for kind in ("all-", "permute"))
 
 
+def test_what_is_reduced_axis_by_axis_is_scattered_over_one_dimension() -> None:
+    """Over two at once the partitioner would reduce it whole."""
+
+    def step(x: Any, y: Any) -> Any:
+        return lax.transpose(lax.dot_general(x, y, (((0, 1), (0, 1)), ((), ()))), (1, 0))
+
+    args = _numbers((8, 8, 16), (8, 8, 64))
+    operands, strategy = ((S0, S1), (S0, S1)), Strategy(((S1, P_ADD),), ((S0, P_ADD),))
+    plan = _planned(step, args, (4, 2), Strategy(operands, ((P_ADD, P_ADD),)), (S0, S1))
+    plan = replace(plan, strategies={**plan.strategies, "1": strategy})
+    lowered = autopar.apply(step, plan, donate=()).lower(*args)
+    np.testing.assert_array_equal(jax.device_get(lowered.compile()(*args)), step(*args))
+    assert '[{"data", "model"}, {}]' in lowered.as_text()
+
+
 def _numbers(*shapes: tuple[int, ...]) -> list[Any]:
     rng = np.random.default_rng(0)
     return [rng.integers(-4, 5, shape).astype("f") for shape in shapes]
