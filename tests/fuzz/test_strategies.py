@@ -16,7 +16,6 @@ SAMPLE = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "index", "mesh"), SAMPLE)
 def test_some_strategies_of_every_equation(name: str, index: int, mesh: tuple[int, ...]) -> None:
     group = tuple(trials(equations(name)[index], mesh)[:12])
