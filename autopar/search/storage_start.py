@@ -213,7 +213,7 @@ class Start:
         has of the plan ``over`` what is simulated, or of a step without a limit; with a host, the
         last. Of loops nothing is proven: to stack less may save more than is known of before.
         """
-        bound, last = self.least_s + self.model.gain_s, None
+        bound = 0.0 if self.model.windows else self.least_s + self.model.gain_s
         on_device = not (self.model.windows or plan.offloaded)
         if on_device and self.layouts.mesh.device_count == 1:
             last = choose(self.model.values, self.model.base, room.whole, link)
@@ -224,9 +224,7 @@ class Start:
             bound = max(bound, self.joint.bound_s(room_left))
         cost = plan.solver.objective_s
         status = "stopped" if plan.solver.status == "stopped" else "feasible"
-        if self.model.windows:
-            bound = 0.0
-        elif on_device and bound >= (1 - PROVEN) * cost:
+        if on_device and bound >= (1 - PROVEN) * cost:
             status = "optimal"
         solver = dataclasses.replace(plan.solver, bound_s=min(bound, cost), status=status)
         return dataclasses.replace(plan, solver=solver)

@@ -141,10 +141,11 @@ class _Interpreter:
             results = [self._pin(results[0], pins)]
         anchor = eqn.primitive.name in ANCHORS
         for port, (var, layout) in enumerate(zip(eqn.outvars, strategy.results, strict=True)):
+            hub = self.plan.hubs.get(f"{name}.{port}")
             made = layout if fixed else self._made(eqn, strategy, layout)
-            wanted = self.plan.hubs.get(f"{name}.{port}", layout)
+            wanted = layout if hub is None else hub
             self.layouts[var] = unreduced(made, wanted)
-            if anchor or f"{name}.{port}" in self.plan.hubs:
+            if hub is not None or anchor:
                 results[port] = self._moved(results[port], made, wanted)
             if eqn.primitive.name == "convert_element_type" and self._is_product(eqn.invars[0]):
                 self.products.add(var)

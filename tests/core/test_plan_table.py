@@ -101,6 +101,10 @@ def test_optimizer_state_that_lies_otherwise_is_shown():
             {"status": "feasible", "bound_s": 0.0},
             "optimal: not proven optimal (in 310 ms)",
         ),
+        (
+            {"status": "feasible", "bound_s": float("-inf")},
+            "optimal: not proven optimal (in 310 ms)",
+        ),
     ],
 )
 def test_how_good_the_plan_is_known_to_be(changes, text):
