@@ -13,13 +13,13 @@ from autopar.cost_model.fusion import fusion_borders as fusion_borders
 from autopar.cost_model.hardware import Chip as Chip
 from autopar.cost_model.hardware import Level as Level
 from autopar.cost_model.hardware import Link as Link
-from autopar.cost_model.memory import CATEGORIES as CATEGORIES
-from autopar.cost_model.memory import Buffer as Buffer
-from autopar.cost_model.memory import Timeline as Timeline
 from autopar.cost_model.memory import liveness as liveness
 from autopar.cost_model.presets import PRESETS as PRESETS
 from autopar.cost_model.reshard import Collective as Collective
 from autopar.cost_model.reshard import Resharder as Resharder
+from autopar.cost_model.timeline import CATEGORIES as CATEGORIES
+from autopar.cost_model.timeline import Buffer as Buffer
+from autopar.cost_model.timeline import Timeline as Timeline
 from autopar.cost_model.units import format_bytes as format_bytes
 from autopar.cost_model.units import format_seconds as format_seconds
 from autopar.cost_model.units import parse_bytes as parse_bytes

@@ -29,11 +29,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from autopar.cost_model.fusion_graph import FusionGraph, Nature
 from autopar.passes.fingerprint import PerSignature, Signatures
+from autopar.passes.fold import Alike
 from autopar.passes.rules import regions
 from autopar.passes.rules.control_flow import BODIES
 
@@ -98,17 +100,22 @@ class FusionBorders:
 
 
 def fusion_borders(
-    jaxpr: Jaxpr | ClosedJaxpr, signatures: Signatures | None = None, grouped: bool = True
+    jaxpr: Jaxpr | ClosedJaxpr,
+    signatures: Signatures | None = None,
+    grouped: bool = True,
+    alike: Mapping[Var, Alike] = MappingProxyType({}),
 ) -> FusionBorders:
     """Analyses a step (or one body); its regions are analysed with it.
 
     Args:
       signatures: of its equations, if they are at hand.
       grouped: whether kernels have several results (``fusion_groups``), as XLA:TPU's.
+      alike: values that stand for others. What reads of several layers reads of all.
     """
     top = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     nature = PerSignature(signatures or Signatures(), Nature.of)
-    graphs = [FusionGraph(body, nature, grouped) for body in (top, *all_bodies(top.eqns))]
+    bodies = (top, *all_bodies(top.eqns))
+    graphs = [FusionGraph(body, nature, grouped, alike) for body in bodies]
     for graph in graphs:
         graph.decide()
         graph.count_reads()

@@ -12,6 +12,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var
 from autopar.cost_model.fusion_groups import Group, Groups
 from autopar.cost_model.fusion_nature import Nature, elements, is_elementwise, itemsize_of
 from autopar.cost_model.work import KINDS, aval_bytes, shape_of, work
+from autopar.passes.fold import Alike
 
 RECOMPUTE_RATIO = 2.25
 """A value is kept rather than recomputed if its sources are this much larger (measured, v5e)."""
@@ -28,7 +29,7 @@ class FusionGraph:
     """One jaxpr. ``decide``, then ``count_reads``, fill its tables.
 
     Attributes:
-      nature: of an equation. grouped: see ``fusion_borders``.
+      nature: of an equation. grouped, alike: see ``fusion_borders``.
       roots: every view and what it is a view of.
       steps: all equations but views, and what each reads, views looked through.
       users: who uses each value, through views. cheap: values made of scalars and iota only.
@@ -44,6 +45,7 @@ class FusionGraph:
     jaxpr: Jaxpr
     nature: Callable[[JaxprEqn], Nature] = Nature.of
     grouped: bool = True
+    alike: Mapping[Var, Alike] = field(default_factory=dict[Var, Alike])
     roots: dict[Var, Var] = field(default_factory=dict[Var, Var])
     steps: list[tuple[JaxprEqn, Nature, list[Var]]] = field(default_factory=list)
     users: dict[Var, list[JaxprEqn]] = field(default_factory=lambda: defaultdict(list))
@@ -257,11 +259,14 @@ class FusionGraph:
             if not isinstance(atom, Var) or not aval_bytes(atom.aval):
                 continue
             root = self.root(atom)
-            fresh = self.charged_for.get(root, (root,))
-            fresh = [v for v in fresh if v not in seen]
+            every = self.charged_for.get(root, (root,))
+            fresh = [v for v in every if v not in seen]
             seen.update(fresh)
             most = elements(atom)
             size = sum([min(elements(v), most) * itemsize_of(v) for v in fresh])
+            for v in fresh if self.alike else ():
+                if v in self.alike and self.alike[v].beside.issubset(every):
+                    size += self.alike[v].times * min(elements(v), most) * itemsize_of(v)
             if size:
                 place = index if charged is eqn else 0
                 key, own = (charged.outvars[0], place), aval_bytes(charged.invars[place].aval)

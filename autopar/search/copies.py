@@ -9,8 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from jax.extend.core import Var
 
-from autopar.cost_model.memory import Timeline
+from autopar.cost_model.timeline import Timeline
 from autopar.search.graph import Graph
+
+SHORT_KERNELS = 6
+"""Kernels that an operand waits, at most, while it is not worth writing (measured, v5e)."""
 
 UNROLLED_RING = 4
 """A ring of so many is one trip of such a loop, two steps each way, and no loop (measured, v5e)."""

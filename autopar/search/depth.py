@@ -1,10 +1,10 @@
 """A step whose layers repeat, searched by those that are kept (see ``passes.fold``).
 
-Costs count what each node and edge of the folded step stands for. What cannot be counted so, memory
-and the time of the step as a whole, is linear in the number of layers: it is simulated for the
-folded step and for the same with one layer less, and the difference taken as often as layers are
-missing. All this is equal to what the whole step would give; layers that it does not hold for are
-not folded.
+Costs count what each node and edge of the folded step stands for, and memory the values that layers
+hold that are left out (``repeats.py``). What communication hides behind is linear in the number of
+layers: it is simulated for the folded step and for the same without its generic layer, and the
+difference taken as often as layers are missing. All this is equal to what the whole step would
+give; layers that it does not hold for are not folded.
 """
 
 from __future__ import annotations
@@ -12,59 +12,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
-from numpy.typing import NDArray
 
 from autopar.cost_model import Chip, FusionBorders
-from autopar.cost_model.memory import Timeline
 from autopar.passes.fold import Fold, NotFoldable, Part, Standing
 from autopar.passes.rules import regions
 from autopar.passes.sources import source_name
 from autopar.passes.trace import Step
 from autopar.search.graph import Edge, Graph, Node, build_graph
 from autopar.search.memory import MemoryModel, MeshMemory
-from autopar.search.memory_curve import Less
-from autopar.search.problem import Problem, edge_groups
+from autopar.search.problem import Problem
 from autopar.search.roles import roles
+from autopar.search.tasks import Gone
 
 _NAME = re.compile(r"(in:|out:|const:|)(\d+)(.*)")
 """Of a node: what its number counts, the number, and what is nested in that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shorter:
-    """The folded step without the generic layer of one stack.
-
-    Attributes:
-      nodes, instants, generic, times: see ``Less``.
-    """
-
-    memory: MemoryModel
-    graph: Graph
-    nodes: tuple[int, ...]
-    instants: NDArray[np.intp]
-    generic: NDArray[np.bool_]
-    times: int
-
-    def on(self, problem: Problem) -> Less:
-        """Its memory on one mesh."""
-        program = self.memory.program(self.problem(problem))
-        return Less(program, self.nodes, self.instants, self.generic, self.times)
-
-    def problem(self, problem: Problem) -> Problem:
-        """The same network, as to its own nodes."""
-        variables = tuple([problem.variables[node] for node in self.nodes])
-        return dataclasses.replace(
-            problem,
-            graph=self.graph,
-            domains=tuple([problem.domains[node] for node in self.nodes]),
-            variables=variables,
-            groups=edge_groups(self.graph, variables),
-        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +49,6 @@ class Depth:
     graph: Graph
     memory: MemoryModel
     fold: Fold | None = None
-    shorter: tuple[Shorter, ...] = ()
     _memories: dict[int, MeshMemory] = field(init=False, default_factory=dict[int, MeshMemory])
 
     @classmethod
@@ -91,39 +57,50 @@ class Depth:
     ) -> Depth:
         """Nothing folded; ``shares``: see ``MemoryModel``, ``held``: ``build_graph``."""
         graph = build_graph(step, held)
-        return cls(step, step, graph, MemoryModel(step, graph, roles(step, graph), chip, shares))
+        return cls(
+            step, step, graph, MemoryModel(step, graph, roles(step, graph), chip, None, shares)
+        )
 
     @classmethod
     def folded(cls, step: Step, fold: Fold, chip: Chip) -> Depth:
         """The folded step.
 
         Raises:
-          NotFoldable: a program with one layer less is not what it would have to be.
+          NotFoldable: an edge goes from the layers of one stack to those of another, or from one to
+            the next and not so from all.
         """
         part = _step_of(step, fold.part)
         graph = _with_copies(build_graph(part), fold)
-        memory = MemoryModel(part, graph, roles(part, graph), chip)
-        shorter: list[Shorter] = []
-        for one, times in zip(fold.shorter, fold.times, strict=True):
-            less = _step_of(step, one)
-            small = build_graph(less)
-            model = MemoryModel(less, small, roles(less, small), chip)
-            nodes = _counterparts((graph, fold.part), (small, one))
-            matched = _instants(memory.timeline, model.timeline)
-            shorter.append(Shorter(model, small, nodes, *matched, times - 1))
-        _check(graph, shorter)
-        return cls(step, part, graph, memory, fold, tuple(shorter))
+        return cls(
+            step, part, graph, MemoryModel(part, graph, roles(part, graph), chip, fold), fold
+        )
+
+    @property
+    def fusion(self) -> FusionBorders:
+        """Where kernels begin and end."""
+        return self.memory.fusion
 
     @functools.cached_property
-    def fusion(self) -> FusionBorders:
-        """Where kernels begin and end. What a kernel reads of every layer, it reads of all."""
-        fusion = self.memory.fusion
-        reads = dict(fusion.reads)
-        for one in self.shorter:
-            for key, fewer in one.memory.fusion.reads.items():
-                if key in reads:
-                    reads[key] += one.times * (fusion.reads[key] - fewer)
-        return dataclasses.replace(fusion, reads=reads) if self.shorter else fusion
+    def gone(self) -> tuple[Gone, ...]:
+        """The layers that stand for others, to be left out."""
+        if self.fold is None:
+            return ()
+        return tuple([self._gone(self.fold, stack) for stack in range(len(self.fold.stacks))])
+
+    def _gone(self, fold: Fold, stack: int) -> Gone:
+        standing = [_standing(fold, node) for node in self.graph.nodes]
+        nodes = {n for n, one in enumerate(standing) if one.generic and one.stack == stack}
+        own = enumerate(fold.equations)
+        equations = frozenset(i for i, one in own if one.generic and one.stack == stack)
+        names = {node.name: node.index for node in self.graph.nodes}
+        instead: dict[int, int] = {}
+        for place in np.flatnonzero(np.isin(self.graph.ends[:, 0], list(nodes))).tolist():
+            src, dst = self.graph.ends[place].tolist()
+            if dst not in nodes and standing[dst].stack == stack:
+                name = _mirrored(fold, self.graph.nodes[src], self.graph.nodes[dst])
+                if name in names:
+                    instead[place] = names[name]
+        return Gone(frozenset(nodes), equations, instead)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -140,8 +117,7 @@ class Depth:
     def memory_on(self, problem: Problem) -> MeshMemory:
         """What the whole step holds on one mesh."""
         if id(problem) not in self._memories:
-            program, less = self.memory.program(problem), [one.on(problem) for one in self.shorter]
-            self._memories[id(problem)] = MeshMemory(program, self.memory.usable_bytes, tuple(less))
+            self._memories[id(problem)] = self.memory.on(problem)
         return self._memories[id(problem)]
 
     def names(self, node: Node) -> tuple[str, ...]:
@@ -219,6 +195,29 @@ def _standing(fold: Fold, node: Node) -> Standing:
     return table[number]
 
 
+def _code(fold: Fold, node: Node) -> int:
+    """The code (see ``Flow``) of the equation or input that a node is of."""
+    kind, number, _ = parsed(node)
+    if kind == "in:":
+        return fold.layers.flow.count + fold.part.inputs[number]
+    return fold.part.equations[number]
+
+
+def _mirrored(fold: Fold, made: Node, read: Node) -> str:
+    """The node that is to ``made`` what that is to ``read``, a layer on; of none if it has none."""
+    kind, _, rest = parsed(made)
+    layers, code = fold.layers, _code(fold, made)
+    numbers = {place: i for i, place in enumerate(fold.part.equations)}
+    here = {int(layers.layer[one]): one for one in layers.column(code).tolist() if one in numbers}
+    order = sorted({*here, int(layers.layer[_code(fold, read)])})
+    place = 2 * order.index(int(layers.layer[code])) - order.index(
+        int(layers.layer[_code(fold, read)])
+    )
+    if kind or not 0 <= place < len(order) or order[place] not in here:
+        return ""
+    return f"{numbers[here[order[place]]]}{rest}"
+
+
 def parsed(node: Node) -> tuple[str, int, str]:
     """The parts of a node's name, as of ``_NAME``."""
     found = _NAME.fullmatch(node.name)
@@ -231,6 +230,7 @@ def _with_copies(graph: Graph, fold: Fold) -> Graph:
     """The graph, counting what its nodes and edges stand for."""
     standing = [_standing(fold, node) for node in graph.nodes]
     edges = [_copies(standing[edge.src], standing[edge.dst], edge, graph) for edge in graph.edges]
+    _check(graph, standing, edges)
     copies = [len(one.positions) for one in standing]
     return dataclasses.replace(
         graph, copies=np.array(copies, np.int64), edge_copies=np.array(edges, np.int64)
@@ -258,60 +258,18 @@ def _copies(src: Standing, dst: Standing, edge: Edge, graph: Graph) -> int:
     return len(named.positions)
 
 
+def _check(graph: Graph, standing: Sequence[Standing], copies: Sequence[int]) -> None:
+    """That as many edges lead from the layer before into one that stands for others as from it on."""
+    surplus: dict[int, int] = defaultdict(int)
+    for edge, count in zip(graph.edges, copies, strict=True):
+        src, dst = standing[edge.src], standing[edge.dst]
+        if src.stack == dst.stack and src.generic != dst.generic:
+            surplus[src.stack] += 1 if count > 1 else -1
+    if any(surplus.values()):
+        raise NotFoldable
+
+
 def named_by_source(graph: Graph, edge: Edge) -> bool:
     """Whether the value that an edge moves is named by what makes it, not by what reads it."""
     src, dst = graph.nodes[edge.src], graph.nodes[edge.dst]
     return src.kind in ("input", "op") or dst.kind == "input"
-
-
-def _counterparts(longer: tuple[Graph, Part], shorter: tuple[Graph, Part]) -> tuple[int, ...]:
-    """For each node of a program with a layer less, the node of the other."""
-    graph, part = longer
-    index = dict(zip(_absolute(graph.nodes, part), range(len(graph.nodes)), strict=True))
-    try:
-        return tuple([index[name] for name in _absolute(shorter[0].nodes, shorter[1])])
-    except KeyError:
-        raise NotFoldable from None
-
-
-def _absolute(nodes: Sequence[Node], part: Part) -> Iterator[tuple[str, int, str]]:
-    """The names of nodes, by their positions in the whole step."""
-    tables = {"in:": part.inputs, "out:": part.outputs, "": part.equations}
-    for node in nodes:
-        kind, number, rest = parsed(node)
-        yield kind, tables[kind][number] if kind in tables else number, rest
-
-
-def _instants(longer: Timeline, shorter: Timeline) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """The instant of the shorter program for each of the longer, and which are of no layer of it.
-
-    Where a layer is left out, kernels of its neighbours may change places. They have no counterpart
-    (-1): what is there in one program and not in the other is not what a layer adds.
-    """
-    index = {key: i for i, key in enumerate(_kernels(shorter))}
-    found = np.array([index.get(key, -1) for key in _kernels(longer)], np.intp)
-    generic = found < 0
-    if np.count_nonzero(~generic) != shorter.instants:
-        raise NotFoldable
-    moved = found[~generic] != np.arange(shorter.instants)
-    found[np.flatnonzero(~generic)[moved]] = -1
-    return found, generic
-
-
-def _kernels(timeline: Timeline) -> Iterator[object]:
-    """A key for each instant: a kernel's first result, and how often it was begun before."""
-    seen: dict[object, int] = {}
-    for eqn in timeline.kernels:
-        var = eqn.outvars[0]
-        seen[var] = seen.get(var, -1) + 1
-        yield var, seen[var]
-
-
-def _check(graph: Graph, shorter: Sequence[Shorter]) -> None:
-    """That nodes and edges stand for as many as there are."""
-    for count, copies, of in (
-        (len(graph.nodes), graph.copies, lambda one: len(one.graph.nodes)),
-        (len(graph.edges), graph.edge_copies, lambda one: len(one.graph.edges)),
-    ):
-        if int(copies.sum()) != count + sum(one.times * (count - of(one)) for one in shorter):
-            raise NotFoldable

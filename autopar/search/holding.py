@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from jax.extend.core import JaxprEqn, Var
 
 from autopar.core.layout import Layout, Partial, Split, local_shape
-from autopar.cost_model.memory import SHORT_KERNELS, Extra, Timeline
-from autopar.search.copies import UNROLLED_RING, Gradient, Held, Streamed
+from autopar.cost_model.timeline import Extra, Owned, Timeline
+from autopar.search.copies import SHORT_KERNELS, UNROLLED_RING, Gradient, Held, Streamed
 from autopar.search.domains import State
 from autopar.search.forms import is_windowed
 from autopar.search.graph import Edge
@@ -43,7 +43,7 @@ BESIDE = 2
 class Moved:
     """What layout changes add to a timeline: extra spans, and buffers that live longer."""
 
-    extra: list[Extra] = field(default_factory=list[Extra])
+    extra: list[Extra | Owned] = field(default_factory=list[Extra | Owned])
     lasting: dict[Var, int] = field(default_factory=dict[Var, int])
 
 
@@ -220,7 +220,7 @@ class Copies:
             return {}
         return dict.fromkeys(read, self.timeline.last_heavy)
 
-    def _window_parts(self, windows: Sequence[tuple[int, int, float]]) -> Iterable[Extra]:
+    def _window_parts(self, windows: Sequence[tuple[int, int, float]]) -> Iterable[Extra | Owned]:
         """What windowed products hold. Loops run last, but are given memory before the first one's
         operands are made.
         """
@@ -230,7 +230,7 @@ class Copies:
         first = min([at for at in made if at], default=first)
         for at, ring, size in windows:
             if ring > UNROLLED_RING:
-                yield min(first, at), at, WINDOW_PARTS * size
+                yield min(first, at), at, WINDOW_PARTS * size, at
             else:
                 yield at, self.timeline.last_heavy, UNROLLED_PARTS * size
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from autopar.core.layout import local_shapes
 from autopar.cost_model import Chip, FusionBorders, equation_seconds, work
-from autopar.cost_model.memory import Timeline
 from autopar.cost_model.on_chip import Pace
+from autopar.cost_model.timeline import Timeline
 from autopar.cost_model.work import shape_of
 from autopar.search.domains import State
 from autopar.search.graph import Node

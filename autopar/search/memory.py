@@ -8,8 +8,8 @@ instant as a linear constraint, without those copies, so it never forbids what w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -19,18 +19,21 @@ from numpy.typing import NDArray
 from autopar.cost_model import Chip, format_bytes
 from autopar.cost_model.attention import NO_ATTENTION, attention_kernels
 from autopar.cost_model.fusion import all_bodies, fusion_borders
-from autopar.cost_model.memory import Bytes, Timeline, liveness
+from autopar.cost_model.memory import liveness
 from autopar.cost_model.tiles import convolved, padding
+from autopar.cost_model.timeline import Bytes, Timeline
+from autopar.passes.fold import Fold
 from autopar.passes.sources import source_name
 from autopar.passes.trace import Step
 from autopar.search.copies import gradients, held_hubs, streamed_operands
 from autopar.search.domains import State
 from autopar.search.graph import Graph
 from autopar.search.kernel_times import KernelTimes
-from autopar.search.memory_curve import Less, Stacked, Unfolded
-from autopar.search.network import FORBIDDEN, IntArray, Limit, Network
+from autopar.search.memory_curve import Stacked, Unfolded
+from autopar.search.network import FORBIDDEN, Limit, Network
 from autopar.search.problem import Problem
 from autopar.search.program_memory import ProgramMemory
+from autopar.search.repeats import repeated
 
 PEAKS = 3
 """Instants limited in one round: fewer mean more rounds, more mean slower ones."""
@@ -48,6 +51,7 @@ class MemoryModel:
         attention that stay on the chip) as if it did.
 
     Args:
+      fold: what of the step stands for layers that are left out of it.
       away: what a device holds of values that are on the host.
     """
 
@@ -57,10 +61,12 @@ class MemoryModel:
         graph: Graph,
         roles: Sequence[str],
         chip: Chip,
+        fold: Fold | None = None,
         away: Mapping[Var, float] = MappingProxyType({}),
     ) -> None:
         self.roles = tuple(roles)
-        self.fusion = fusion_borders(step.jaxpr.jaxpr, step.signatures, chip.bf16_dots)
+        alike = fold.alike if fold else {}
+        self.fusion = fusion_borders(step.jaxpr.jaxpr, step.signatures, chip.bf16_dots, alike)
         self.attention = (
             attention_kernels(step.jaxpr.jaxpr) if chip.attention_efficiency else NO_ATTENTION
         )
@@ -72,6 +78,8 @@ class MemoryModel:
             borders=self.fusion,
             bf16_dots=chip.bf16_dots,
         )
+        if fold is not None:
+            self.whole = replace(self.whole, layers=repeated(fold, self.whole))
         shares = {**dict.fromkeys(self.attention.scores, 0.0), **away}
         self.timeline: Timeline = self.whole.scaled(shares)
         top = step.jaxpr.jaxpr
@@ -107,13 +115,12 @@ class MeshMemory:
 
     program: ProgramMemory
     usable_bytes: int
-    less: tuple[Less, ...] = ()
     _known: NDArray[np.intp] = field(init=False)
 
     def __post_init__(self) -> None:
         known = np.ones(self.program.timeline.instants, np.bool_)
-        for less in self.less:
-            known &= less.instants >= 0
+        for layer in self.program.timeline.layers:
+            known &= ~layer.inside
         self._known = np.flatnonzero(known)
 
     @property
@@ -143,48 +150,21 @@ class MeshMemory:
         is_peak = (live > budget) & (live >= padded[:-2]) & (live > padded[2:])
         found = sorted(np.flatnonzero(is_peak), key=lambda i: (-live[i], i))[:PEAKS]
         known = [(int(self._known[i]), int(live[i])) for i in found]
-        return [(i, size, size - self._load(i, states)) for i, size in known]
+        return [(i, size, size - self.program.load(i, states)) for i, size in known]
 
     def _live(self, states: Sequence[State], pieces: bool = True) -> Bytes:
         """Bytes at the instants known. Gradients wait as long as the chip has room for them."""
-        full = self._extended(states, pieces, waiting=True)
+        full = self.program.live(states, pieces)[self._known]
         if full.max(initial=0) <= self.usable_bytes:
             return full
-        least = self._extended(states, pieces, waiting=False)
+        least = self.program.live(states, pieces, waiting=False)[self._known]
         return np.maximum(least, np.minimum(full, self.usable_bytes))
-
-    def _extended(self, states: Sequence[State], pieces: bool, waiting: bool) -> Bytes:
-        base = self.program.live(states, pieces, waiting)
-        total = base.copy()
-        for less in self.less:
-            other = less.program.live(less.states(states), pieces, waiting)
-            total += less.times * (base - other[less.instants])
-        return total[self._known]
-
-    def _load(self, instant: int, states: Sequence[State]) -> int:
-        """What the limit at an instant counts of a choice."""
-        total = own = self.program.load(instant, states)
-        for less in self.less:
-            other = less.program.load(int(less.instants[instant]), less.states(states))
-            total += less.times * (own - other)
-        return total
 
     def limit(self, instant: int, budget: int) -> Limit:
         """``live bytes at instant <= budget`` as a linear constraint over the variables."""
-        weights = self.weights(instant)
+        weights = self.program.weights(instant)
         room = budget + self.vmem_bytes  # short-lived values may lie on the chip
         return Limit({v: w for v, w in sorted(weights.items()) if w.any()}, room)
-
-    def weights(self, instant: int, without: Collection[Var] = ()) -> dict[int, IntArray]:
-        """What a limit counts, of each variable, but for some values."""
-        own = self.program.weights(instant, without)
-        weights = dict(own)
-        for less in self.less:
-            other = less.program.weights(int(less.instants[instant]), without)
-            for part, sign in ((own, less.times), (other, -less.times)):
-                for variable, each in part.items():
-                    weights[variable] = weights.get(variable, np.zeros_like(each)) + sign * each
-        return weights
 
     def lightest(self, instants: Iterable[int]) -> Network:
         """The same choices, with bytes at these instants for an objective.
@@ -211,11 +191,11 @@ class MeshMemory:
     def stacked(self, states: Sequence[State]) -> Stacked:
         """Bytes at every instant of the step, by category."""
         program = self.program
-        unfolded = Unfolded.of(program.timeline.instants, self.less)
+        unfolded = Unfolded.of(program.timeline)
 
         def parts(waiting: bool) -> dict[str, Bytes]:
-            others = [less.program.stacked(less.states(states), waiting) for less in self.less]
-            return unfolded.parts(program.stacked(states, waiting), others)
+            held = program.stacked(states, waiting)
+            return {name: unfolded.bytes(one) for name, one in held.items()}
 
         full = parts(waiting=True)
         total = np.sum(list(full.values()), axis=0)
@@ -234,8 +214,8 @@ def heaviest(
 ) -> str:
     """The largest values at an instant, by name and size; ``paths`` are the names of inputs."""
     sizes: dict[str, int] = defaultdict(int)
-    for buffer in timeline.live_at(instant):
+    for buffer, count in timeline.live_at(instant):
         made = paths.get(buffer.var) or source_name(timeline.kernels[buffer.start])
-        sizes[made] += int(buffer.scale * bytes_of[buffer.var])
+        sizes[made] += int(count * buffer.scale * bytes_of[buffer.var])
     largest = sorted(sizes.items(), key=lambda one: (-one[1], one[0]))[:SHOWN]
     return ", ".join(f"{name} ({format_bytes(size)})" for name, size in largest)

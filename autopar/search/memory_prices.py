@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from autopar.core.layout import Layout, Partial, Split, shifted
 from autopar.core.mesh import MeshSpec
-from autopar.cost_model.memory import SHORT_KERNELS
 from autopar.cost_model.on_chip import HELD_RATIO
+from autopar.search.copies import SHORT_KERNELS
 from autopar.search.memory import MeshMemory
 from autopar.search.network import FORBIDDEN, IntArray, Network, add_pair
 from autopar.search.program_memory import ProgramMemory
@@ -119,7 +119,7 @@ def priced(memory: MeshMemory, instant: int, price: float) -> Network:
     """The network of a program at a price: units of cost a byte."""
     network = memory.program.problem.network
     unary, pairs = list(network.unary), dict(network.pairs)
-    for variable, weight in memory.weights(instant).items():
+    for variable, weight in memory.program.weights(instant).items():
         unary[variable] = np.minimum(unary[variable] + ticks(price * weight), FORBIDDEN)
     for one in scattered(memory.program, instant):
         table = ticks(price * one.bytes * one.shares[one.left])

@@ -9,9 +9,9 @@ import numpy as np
 from jax.extend.core import Var
 
 from autopar.core.layout import Layout, local_shape, shifted
-from autopar.cost_model.memory import Bytes, Extra, Lasting, Timeline
 from autopar.cost_model.on_chip import Pace
 from autopar.cost_model.tiles import Minor, tiled_elements
+from autopar.cost_model.timeline import Bytes, Extra, Lasting, Layered, Owned, Timeline
 from autopar.cost_model.work import itemsize, shape_of
 from autopar.search.copies import Gradient, Held, Streamed
 from autopar.search.domains import State
@@ -66,19 +66,19 @@ class ProgramMemory:
     def load(self, instant: int, states: Sequence[State]) -> int:
         """What the limit at an instant counts of a choice."""
         bytes_of, total = self.bytes_of(states), 0.0
-        for buffer in self.timeline.live_at(instant):
-            total += buffer.scale * bytes_of[buffer.var]
+        for buffer, count in self.timeline.live_at(instant):
+            total += count * buffer.scale * bytes_of[buffer.var]
         for start, end, size in self._held_by_moves.standing(states):
-            total += size if start <= instant <= end else 0.0
+            total += self.timeline.count(start, end, instant) * size
         return int(total)
 
-    def stacked(self, states: Sequence[State], waiting: bool = True) -> Mapping[str, Bytes]:
+    def stacked(self, states: Sequence[State], waiting: bool = True) -> Mapping[str, Layered]:
         """Bytes at every instant, by category."""
         return self.timeline.stacked(*self._held(states, True, waiting))
 
     def _held(
         self, states: Sequence[State], pieces: bool, waiting: bool
-    ) -> tuple[Mapping[Var, int], Iterable[Extra], float, Lasting, Pace | None]:
+    ) -> tuple[Mapping[Var, int], Iterable[Extra | Owned], float, Lasting, Pace | None]:
         """The arguments of ``Timeline.profile``; of the last choice asked for they are kept."""
         choice, asked = tuple(map(id, states)), (pieces, waiting and self.waits)
         if self._last is None or self._last.choice != choice:
@@ -94,18 +94,21 @@ class ProgramMemory:
         some values.
         """
         weights: dict[int, IntArray] = {}
-        for buffer in self.timeline.live_at(instant):
+        count = self.timeline.count
+        for buffer, copies in self.timeline.live_at(instant):
             if buffer.var not in without:
-                _add(weights, self.problem, *self.table(buffer.var, buffer.scale))
+                node, table = self.table(buffer.var, buffer.scale)
+                _add(weights, self.problem, node, copies * table)
         for node in self.problem.graph.nodes:
             if node.kind == "input" and node.index in self.problem.graph.shared_inputs:
-                start, end = self.timeline.uses.get(node.var, (0, -1)) if node.var else (0, -1)
-                if start <= instant <= end:
-                    _add(weights, self.problem, node.index, self._copies(node.index))
+                span = self.timeline.uses.get(node.var) if node.var else None
+                if span and (copies := count(*span, instant)):
+                    _add(weights, self.problem, node.index, copies * self._copies(node.index))
         for held in self.held:
-            there = held.start <= instant <= held.end and held.var not in without
-            if held.is_weight and there:
-                _add(weights, self.problem, *self.table(held.var, 1.0))
+            copies = count(held.start, held.end, instant) if held.is_weight else 0
+            if copies and held.var not in without:
+                node, table = self.table(held.var, 1.0)
+                _add(weights, self.problem, node, copies * table)
         return weights
 
     def bytes_of(self, states: Sequence[State], pieces: bool = True) -> dict[Var, int]:

@@ -25,10 +25,9 @@ from autopar.search.depth import Depth, named_by_source
 from autopar.search.domains import State
 from autopar.search.forms import Forms
 from autopar.search.graph import Edge
-from autopar.search.memory import MemoryModel
 from autopar.search.network import TICK_S
 from autopar.search.problem import Problem
-from autopar.search.tasks import tasks
+from autopar.search.tasks import tasks_without
 from autopar.search.windows import windowed_s
 
 _text = functools.cache(str)
@@ -182,18 +181,12 @@ def prediction(
 
 def _exposed(depth: Depth, chip: Chip, problem: Problem, states: Sequence[State]) -> float:
     """Seconds of a step beyond its kernels'; what each layer adds, as often as there are more."""
-    resharder = problem.resharder
-
-    def simulated(memory: MemoryModel, problem: Problem, states: Sequence[State]) -> float:
-        made = tasks(problem, states, memory.fusion, memory.attention, resharder)
-        time = step_time(made, chip, resharder.links)
-        return time.step_s - time.compute_s
-
-    total = own = simulated(depth.memory, problem, states)
-    for one in depth.shorter:
-        fewer = tuple([states[node] for node in one.nodes])
-        total += one.times * (own - simulated(one.memory, one.problem(problem), fewer))
-    return total
+    memory, resharder = depth.memory, problem.resharder
+    parts = problem, states, memory.fusion, memory.attention, resharder
+    times = [step_time(made, chip, resharder.links) for made in tasks_without(*parts, depth.gone)]
+    own, *fewer = (time.step_s - time.compute_s for time in times)
+    left_out = (one.times for one in memory.whole.layers)
+    return own + sum(n * (own - one) for n, one in zip(left_out, fewer, strict=True))
 
 
 def solver_report(

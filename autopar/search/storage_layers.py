@@ -15,16 +15,13 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from autopar.cost_model import Timeline
-from autopar.cost_model.fusion import all_bodies
 from autopar.passes.fold import Fold, NotFoldable
 from autopar.passes.sources import source_name
 from autopar.passes.trace import Step
 from autopar.search.memory_curve import Unfolded
+from autopar.search.repeats import Key, kernel_keys
 from autopar.search.storage_bodies import Body
 from autopar.search.storage_values import Value
-
-Key = tuple[int, int]
-"""Position of an equation, and which of its kernels, or of its results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,7 @@ class Unrolled:
 
     def __post_init__(self) -> None:
         self._numbers = {place: i for i, place in enumerate(self.fold.part.equations)}
-        self._keys = tuple(self._kernels())
+        self._keys = tuple(kernel_keys(self._eqns, self.timeline.kernels))
         self._instants = dict(self._places())
 
     def values(self, values: Sequence[Value]) -> tuple[Value, ...]:
@@ -183,26 +180,14 @@ class Unrolled:
         numbers: list[int] = layers.layer[column].tolist()
         has = [place for place in column if place in self._numbers]
         generic = [self.fold.equations[self._numbers[place]].generic for place in has]
-        if sum(generic) != 1 or len(column) != len(has) + self.fold.times[stack] - 1:
+        if sum(generic) != 1 or len(column) != len(has) + len(self.fold.stacks[stack].folded) - 1:
             raise NotFoldable
         places = {int(layers.layer[one]): place for place, one in enumerate(has)}
         own, first = has.index(position), generic.index(True)
-        last = self.fold.times[stack] - 1
+        last = len(self.fold.stacks[stack].folded) - 1
         begin, end = own + last * (own > first), own + last * (own >= first)
         layer = int(layers.layer[position])
         return Row(tuple(column), tuple(numbers), places, layer, stack, range(begin, end + 1))
-
-    def _kernels(self) -> Iterator[Key]:
-        """Of each instant of the folded program."""
-        owner: dict[int, int] = {}
-        for number, eqn in enumerate(self._eqns):
-            owner[id(eqn)] = number
-            owner.update((id(e), number) for body in all_bodies((eqn,)) for e in body.eqns)
-        seen: dict[int, int] = {}
-        for eqn in self.timeline.kernels:
-            number = owner[id(eqn)]
-            yield number, seen.setdefault(number, 0)
-            seen[number] += 1
 
     def _places(self) -> Iterator[tuple[Key, int]]:
         """Of each kernel of the whole step, its instant."""

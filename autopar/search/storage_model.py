@@ -12,13 +12,13 @@ from jax.extend.core import Var
 from numpy.typing import NDArray
 
 from autopar.cost_model import Timeline
-from autopar.cost_model.memory import Extra
-from autopar.passes.fold import NotFoldable
+from autopar.cost_model.timeline import Extra
+from autopar.passes.fold import Fold, NotFoldable
 from autopar.search import record
 from autopar.search.depth import Depth
 from autopar.search.domains import State
 from autopar.search.memory import MemoryModel
-from autopar.search.memory_curve import Less, Unfolded
+from autopar.search.memory_curve import Unfolded
 from autopar.search.plan_prices import Layouts, PlanPrices
 from autopar.search.planner import Candidate
 from autopar.search.prepared import Prepared
@@ -44,6 +44,11 @@ class Rest:
         """At every instant, with only ``shares`` of some values on the device."""
         timeline = self.timeline.scaled(shares)
         return timeline.profile(self.sizes, self.extras, self.vmem_bytes)
+
+    def unfolded(self, unfolded: Unfolded) -> Profile:
+        """At every instant of the whole step, where layers are folded."""
+        held = self.timeline.layered(self.sizes, self.extras, self.vmem_bytes)
+        return unfolded.bytes(held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +101,7 @@ class StorageModel:
         counted = _Counted(prices, _buffers(values, bodies), attached, chip.vmem_bytes)
         full, rest = counted.of(depth.memory, memory.program, states)
         if depth.fold is not None:
-            others = [
-                counted.of(one.memory, less.program, less.states(states))
-                for one, less in zip(depth.shorter, memory.less, strict=True)
-            ]
-            parts = depth, memory.less, values, bodies, attached
-            return cls._unrolled(*parts, ((full, rest), *others))
+            return cls._unrolled(depth, depth.fold, values, bodies, attached, full, rest)
         windows = {b.name: b.trips * _seconds(b, prices) for b in bodies if b.span}
         peak = float(full.profile().max())
         places = np.arange(memory.program.timeline.instants)
@@ -112,26 +112,24 @@ class StorageModel:
     def _unrolled(
         cls,
         depth: Depth,
-        less: tuple[Less, ...],
+        fold: Fold,
         values: Sequence[Value],
         bodies: Sequence[Body],
         streamed: Mapping[Var, int],
-        held: Sequence[tuple[Rest, Rest]],
+        full: Rest,
+        rest: Rest,
     ) -> StorageModel:
-        """Of the whole step. ``held``: by the folded program, then by those with a layer less."""
-        if depth.fold is None or any(body.span for body in bodies):
+        """Of the whole step. ``full``, ``rest``: see ``_Counted.of``."""
+        if any(body.span for body in bodies):
             raise NotFoldable  # loops within layers
         timeline = depth.memory.whole
-        unfolded = Unfolded.of(timeline.instants, less)
-        full, base = (
-            unfolded.parts({"": own.profile()}, [{"": other.profile()} for other in others])[""]
-            for own, *others in zip(*held, strict=True)
-        )
-        unrolled = Unrolled(depth.whole, depth.fold, timeline, unfolded)
+        unfolded = Unfolded.of(timeline)
+        peak, base = float(full.unfolded(unfolded).max()), rest.unfolded(unfolded)
+        unrolled = Unrolled(depth.whole, fold, timeline, unfolded)
         every = unrolled.values(values)
         whole = tuple(map(unrolled.body, bodies))
         own = tuple(values), streamed, unfolded.places
-        return cls(every, whole, _with_forward(base, every), float(full.max()), *own, {}, None)
+        return cls(every, whole, _with_forward(base, every), peak, *own, {}, None)
 
     @property
     def gain_s(self) -> float:
@@ -190,7 +188,7 @@ def _streamed(program: ProgramMemory) -> Iterator[Var]:
 
 def _layouts(depth: Depth, found: Candidate, states: Sequence[State]) -> Layouts:
     """Those of the program that is looked at."""
-    part = dataclasses.replace(depth, whole=depth.step, fold=None, shorter=())
+    part = dataclasses.replace(depth, whole=depth.step, fold=None)
     values = record.inputs(part, record.borders(part, states))
     laid = record.strategies(part, states), record.hubs(part, states)
     return Layouts(found.problem.mesh, values, *laid)

@@ -78,7 +78,8 @@ class _Tables:
         """Writes all."""
         chosen = {v.var for v in self.model.own if v.needed and self._is_kept(v)}
         casts = self._casts()
-        for variable, weight in self._memory.weights(self.instant, chosen | casts.keys()).items():
+        weights = self._memory.program.weights(self.instant, chosen | casts.keys())
+        for variable, weight in weights.items():
             self.held[variable] = self.held[variable] + weight
         known: dict[object, int] = {}
         copies: dict[int, int] = {}

@@ -8,7 +8,7 @@ value, and what reads the value needs it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from autopar.core.layout import Layout, local_shapes, shifted
@@ -27,13 +27,38 @@ Order = tuple[float, int]
 BEFORE: Order = (-1.0, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A layer to be left out.
+
+    Attributes:
+      nodes: its nodes. equations: their positions in the step.
+      instead: for edges by which it is left, what is read of the layer before it.
+    """
+
+    nodes: frozenset[int]
+    equations: frozenset[int]
+    instead: Mapping[int, int]
+
+    def has(self, key: object, edges: Sequence[Edge]) -> bool:
+        """Whether an item is of it: a node, a layout change, or a loop."""
+        if isinstance(key, int):
+            return key in self.nodes
+        if isinstance(key, str):
+            return int(key.partition("/")[0]) in self.equations
+        assert isinstance(key, tuple)
+        return edges[key[1]].dst in self.nodes
+
+
 @dataclass(slots=True)
 class _Item:
-    """A task in the making; ``needs`` are keys of other items of its loop."""
+    """A task in the making; ``needs`` are keys of other items of its loop, each with the edge that
+    it is needed by.
+    """
 
     order: Order
     task: Task
-    needs: list[object]
+    needs: list[tuple[object, int]]
 
 
 def tasks(
@@ -44,7 +69,19 @@ def tasks(
     resharder: Resharder,
 ) -> tuple[Task, ...]:
     """The tasks of one step."""
-    return _Builder(problem, states, fusion, attention, resharder).build()
+    return _Builder(problem, states, fusion, attention, resharder).build(())[0]
+
+
+def tasks_without(
+    problem: Problem,
+    states: Sequence[State],
+    fusion: FusionBorders,
+    attention: AttentionKernels,
+    resharder: Resharder,
+    gone: Sequence[Gone],
+) -> tuple[tuple[Task, ...], ...]:
+    """The tasks of one step, and of the same without each layer that is ``gone``."""
+    return _Builder(problem, states, fusion, attention, resharder).build(gone)
 
 
 class _Builder:
@@ -67,7 +104,7 @@ class _Builder:
         self.own: dict[tuple[int, bool], Task] = {}
         self.moved: dict[int, tuple[Move, ...]] = {}
 
-    def build(self) -> tuple[Task, ...]:
+    def build(self, gone: Sequence[Gone]) -> tuple[tuple[Task, ...], ...]:
         heads, own = self.graph.heads, self.own
         places = zip(self.graph.nodes, self.loops.home, self.problem.variables, heads, strict=True)
         for node, home, variable, head in places:
@@ -80,7 +117,7 @@ class _Builder:
             if name:
                 self.items[self.loops.parent(name)][name] = _Item((order, 0), Task(), [])
         self._connect()
-        return self._ordered("")
+        return (self._ordered(""), *[self._ordered("", one) for one in gone])
 
     def _own_task(self, node: Node) -> Task:
         """What a node does by itself: a kernel, or the gathering of an input."""
@@ -134,13 +171,14 @@ class _Builder:
             if moves:
                 order = items[maker].order
                 change = ("edge", index)
-                items[change] = _Item((order[0], order[1] + 1), Task(moves=moves), [maker])
+                needs: list[tuple[object, int]] = [(maker, index)]
+                items[change] = _Item((order[0], order[1] + 1), Task(moves=moves), needs)
                 maker = change
             node = nodes[dst]
             if node.kind == "input" or (place and node.name.startswith(f"{place}.in")):
                 continue  # the next step, or the next trip of the loop
             item = items[reader]
-            item.needs.append(maker)
+            item.needs.append((maker, index))
             if node.kind != "op" and reader == dst:
                 after = items[maker].order
                 item.order = max(item.order, (after[0], after[1] + 1))
@@ -150,15 +188,18 @@ class _Builder:
         right = shifted(self.states[edge.dst].operands[edge.slot], edge.dst_shift)
         return self._moves(edge.shape, edge.itemsize, left, right, edge.coalesced)
 
-    def _ordered(self, name: str) -> tuple[Task, ...]:
-        items = self.items[name]
+    def _ordered(self, name: str, gone: Gone | None = None) -> tuple[Task, ...]:
+        items, edges = self.items[name], self.graph.edges
         keys = sorted(items, key=lambda key: items[key].order)
+        if gone is not None:
+            keys = [key for key in keys if not gone.has(key, edges)]
         position = {key: i for i, key in enumerate(keys)}
         found: list[Task] = []
         for index, key in enumerate(keys):
             item = items[key]
             task = item.task
-            places = [position[need] for need in item.needs]
+            needed = item.needs if gone is None else self._beyond(item.needs, name, position, gone)
+            places = [position[need] for need, _ in needed]
             needs = tuple([place for place in places if place < index])
             if isinstance(key, str):
                 found.append(
@@ -167,6 +208,20 @@ class _Builder:
             else:
                 found.append(Task(task.load, task.moves, needs, task.ahead) if needs else task)
         return tuple(found)
+
+    def _beyond(
+        self,
+        needs: Sequence[tuple[object, int]],
+        place: str,
+        there: Collection[object],
+        gone: Gone,
+    ) -> Iterator[tuple[object, int]]:
+        """What is needed without a layer: for what is of it, that of the layer before."""
+        for need, edge in needs:
+            if need in there:
+                yield need, edge
+            elif edge in gone.instead:
+                yield self.loops.stand_in(gone.instead[edge], place), edge
 
 
 class _Loops:
@@ -229,9 +284,9 @@ class _Loops:
             around.append(self.parent(around[-1]))
         while place not in around:
             place = self.parent(place)
-        return place, self._stand_in(a, place), self._stand_in(b, place)
+        return place, self.stand_in(a, place), self.stand_in(b, place)
 
-    def _stand_in(self, node: int, place: str) -> object:
+    def stand_in(self, node: int, place: str) -> object:
         """The node, or the loop in ``place`` that holds it."""
         home, inner = self.home[node], None
         while home != place:

@@ -9,8 +9,8 @@ optimiser. The search prices each kind once, and so it needs few of them:
 * ``splice.py`` leaves layers out, and lets what read them read their neighbours.
 
 The first and last layers are kept (of every order in which the program goes through them), with one
-more, the *generic* layer, that stands for all others. A program with one layer less says what each
-adds. Both are ordinary programs. Steps whose layers differ, or do not lie so, are not folded.
+more, the *generic* layer, that stands for all others. What is left is an ordinary program. Steps
+whose layers differ, or do not lie so, are not folded.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -33,12 +34,8 @@ from autopar.passes.fold.layers import NotFoldable as NotFoldable
 from autopar.passes.fold.runs import find_runs
 from autopar.passes.fold.splice import Part, splice
 
-WORTH = 0.75
+WORTH = 0.47
 """A step is folded if what is to be looked at is less than this share of it."""
-
-SHORTER = 0.6
-"""What it takes to look at a program with a layer less, as a share of that with it: it is not
-searched, only simulated."""
 
 
 class Standing(NamedTuple):
@@ -58,25 +55,52 @@ class Standing(NamedTuple):
         return len(self.positions) > 1
 
 
-@dataclass(frozen=True, slots=True)
+class Alike(NamedTuple):
+    """What stands beside a value of a layer that stands for others.
+
+    Attributes:
+      times: how many others there are. beside: the same of the layers before and after.
+    """
+
+    times: int
+    beside: frozenset[Var]
+
+
+@dataclass(frozen=True)
 class Fold:
     """A step of which generic layers stand for others.
 
     Attributes:
       part: the program with one generic layer of every stack.
-      shorter: for each stack, the program without its generic layer.
-      times: for each stack, how many layers its generic layer stands for, itself included.
+      stacks: of layers that one stands for, the first of those that are folded.
       equations, inputs, outputs: of ``part``, what they stand for.
       layers: those of the step.
     """
 
     part: Part
-    shorter: tuple[Part, ...]
-    times: tuple[int, ...]
+    stacks: tuple[Stack, ...]
     equations: tuple[Standing, ...]
     inputs: tuple[Standing, ...]
     outputs: tuple[Standing, ...]
     layers: Layers
+
+    @cached_property
+    def alike(self) -> Mapping[Var, Alike]:
+        """The values of layers that stand for others: inputs and results, not nested ones."""
+        top, flow = self.part.jaxpr.jaxpr, self.layers.flow
+        codes = (*self.part.equations, *(flow.count + i for i in self.part.inputs))
+        values = (*(eqn.outvars for eqn in top.eqns), *([var] for var in top.invars))
+        results = dict(zip(codes, values, strict=True))
+        found: dict[Var, Alike] = {}
+        for code, standing in zip(codes, (*self.equations, *self.inputs), strict=True):
+            if standing.generic:
+                here = [one for one in self.layers.column(code).tolist() if one in results]
+                place = here.index(code)
+                beside = [results[one] for one in (*here[:place][-1:], *here[place + 1 :][:1])]
+                for port, var in enumerate(results[code]):
+                    near = frozenset(one[port] for one in beside)
+                    found[var] = Alike(len(standing.positions) - 1, near)
+        return found
 
 
 def number_layers(closed: ClosedJaxpr, columns: Columns) -> Layers | None:
@@ -109,7 +133,7 @@ def fold(
 def _pays(count: int, stacks: list[Stack]) -> bool:
     """Whether there is less to do for a step of so many equations."""
     left = count - sum(stack.saved for stack in stacks)
-    return left * (1 + SHORTER * len(stacks)) < WORTH * count
+    return left < WORTH * count
 
 
 def _folded(
@@ -123,7 +147,6 @@ def _folded(
     generic = [layers.having(stack.index, stack.folded[:1]) for stack in stacks]
     gone = np.any(rest, axis=0)
     part = splice(closed, ties, flow, layers, gone)
-    shorter = tuple(splice(closed, ties, flow, layers, gone | one) for one in generic)
     of_stack = {stack.index: number for number, stack in enumerate(stacks)}
     among = np.any(generic, axis=0)
 
@@ -140,7 +163,6 @@ def _folded(
     known = dict(zip(part.equations, equations, strict=True))
     sources = dict(zip(part.inputs, inputs, strict=True))
     outputs = _outputs(closed, dict(ties), flow, part, known, sources)
-    times = tuple(len(stack.folded) for stack in stacks)
     for found, total in (
         (equations, flow.count),
         (inputs, flow.inputs),
@@ -148,7 +170,7 @@ def _folded(
     ):
         if sorted(itertools.chain(*(one.positions for one in found))) != list(range(total)):
             raise NotFoldable
-    return Fold(part, shorter, times, equations, inputs, outputs, layers)
+    return Fold(part, tuple(stacks), equations, inputs, outputs, layers)
 
 
 def _outputs(

@@ -10,8 +10,8 @@ import pytest
 from jax import lax
 
 from autopar.cost_model import CATEGORIES, Timeline, liveness
-from autopar.cost_model.memory import COPIES
 from autopar.cost_model.on_chip import Pace
+from autopar.cost_model.timeline import COPIES
 from autopar.cost_model.work import aval_bytes
 from autopar.passes.trace import trace
 
@@ -239,11 +239,13 @@ def test_profile_agrees_with_buffers_extras_and_vmem() -> None:
     sizes = {var: size // 3 for var, size in line.global_bytes().items()}
     live = line.profile(sizes)
     for instant in range(line.instants):
-        assert live[instant] == sum(b.scale * sizes[b.var] for b in line.live_at(instant))
+        there = line.live_at(instant)
+        assert live[instant] == sum(count * b.scale * sizes[b.var] for b, count in there)
     more = line.profile(sizes, extra=[(2, 4, 1000.0)])
     assert (more - live).nonzero()[0].tolist() == [2, 3, 4]
     for vmem in (0.0, 700.0, 1e9):
-        parts = line.stacked(sizes, [(2, 4, 1000.0)], vmem)
+        held = line.stacked(sizes, [(2, 4, 1000.0)], vmem)
+        parts = {kind: one.total for kind, one in held.items()}
         assert set(parts) == set(CATEGORIES)
         assert sum(parts.values()) == pytest.approx(
             line.profile(sizes, [(2, 4, 1000.0)], vmem), abs=1e-6

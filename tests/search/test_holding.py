@@ -65,7 +65,7 @@ def waiting(memory: MeshMemory, states: tuple[State, ...], pieces: bool) -> list
     bytes_of, until = memory.program.bytes_of(states, pieces), memory.program.timeline.last_heavy
     found = memory.program._held_by_moves.of(states, bytes_of, pieces)
     assert set(found.lasting.values()) <= {until}
-    spans = [size for start, end, size in found.extra if start < end == until]
+    spans = [size for start, end, size, *_ in found.extra if start < end == until]
     return [*spans, *[bytes_of[var] for var in found.lasting]]
 
 
@@ -73,7 +73,7 @@ def test_windowed_products_hold_two_parts_of_their_results() -> None:
     memory, states = chosen(mlp(), "fsdp")
     found = memory.program._held_by_moves.of(states, memory.program.bytes_of(states), pieces=True)
     part = 4 * WIDTH * WIDTH / 8
-    assert [size for *_, size in found.extra].count(WINDOW_PARTS * part) == LAYERS
+    assert [extra[2] for extra in found.extra].count(WINDOW_PARTS * part) == LAYERS
     assert 4 * WIDTH * WIDTH not in waiting(memory, states, pieces=True)
 
 
