@@ -85,18 +85,17 @@ class Depth:
         """The layers that stand for others, to be left out."""
         if self.fold is None:
             return ()
-        return tuple([self._gone(self.fold, stack) for stack in range(len(self.fold.stacks))])
+        return tuple([self._gone(self.fold, group) for group in range(len(self.fold.groups))])
 
-    def _gone(self, fold: Fold, stack: int) -> Gone:
+    def _gone(self, fold: Fold, group: int) -> Gone:
         standing = [_standing(fold, node) for node in self.graph.nodes]
-        nodes = {n for n, one in enumerate(standing) if one.generic and one.stack == stack}
-        own = enumerate(fold.equations)
-        equations = frozenset(i for i, one in own if one.generic and one.stack == stack)
+        nodes = {n for n, one in enumerate(standing) if one.group == group}
+        equations = frozenset(i for i, one in enumerate(fold.equations) if one.group == group)
         names = {node.name: node.index for node in self.graph.nodes}
         instead: dict[int, int] = {}
         for place in np.flatnonzero(np.isin(self.graph.ends[:, 0], list(nodes))).tolist():
             src, dst = self.graph.ends[place].tolist()
-            if dst not in nodes and standing[dst].stack == stack:
+            if dst not in nodes and standing[dst].stack == standing[src].stack:
                 name = _mirrored(fold, self.graph.nodes[src], self.graph.nodes[dst])
                 if name in names:
                     instead[place] = names[name]
@@ -209,10 +208,9 @@ def _mirrored(fold: Fold, made: Node, read: Node) -> str:
     layers, code = fold.layers, _code(fold, made)
     numbers = {place: i for i, place in enumerate(fold.part.equations)}
     here = {int(layers.layer[one]): one for one in layers.column(code).tolist() if one in numbers}
-    order = sorted({*here, int(layers.layer[_code(fold, read)])})
-    place = 2 * order.index(int(layers.layer[code])) - order.index(
-        int(layers.layer[_code(fold, read)])
-    )
+    own, reader = int(layers.layer[code]), int(layers.layer[_code(fold, read)])
+    order = sorted({*here, reader})
+    place = 2 * order.index(own) - order.index(reader)
     if kind or not 0 <= place < len(order) or order[place] not in here:
         return ""
     return f"{numbers[here[order[place]]]}{rest}"
@@ -251,6 +249,8 @@ def _copies(src: Standing, dst: Standing, edge: Edge, graph: Graph) -> int:
             raise NotFoldable
         return len(inner.positions)
     if src.generic and dst.generic:
+        if src.group != dst.group:
+            raise NotFoldable
         return len(src.positions)
     if min(src.stack, dst.stack) < 0:
         return max(len(src.positions), len(dst.positions))
@@ -259,7 +259,7 @@ def _copies(src: Standing, dst: Standing, edge: Edge, graph: Graph) -> int:
 
 
 def _check(graph: Graph, standing: Sequence[Standing], copies: Sequence[int]) -> None:
-    """That as many edges lead from the layer before into one that stands for others as from it on."""
+    """That as many edges lead into a layer that stands for others as lead from it on."""
     surplus: dict[int, int] = defaultdict(int)
     for edge, count in zip(graph.edges, copies, strict=True):
         src, dst = standing[edge.src], standing[edge.dst]

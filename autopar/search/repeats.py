@@ -30,19 +30,18 @@ def kernel_keys(eqns: Sequence[JaxprEqn], kernels: Sequence[JaxprEqn]) -> Iterat
 
 
 def repeated(fold: Fold, timeline: Timeline) -> tuple[Repeated, ...]:
-    """The layer of each stack that stands for others."""
+    """The layer of each group that stands for others."""
     keys = tuple(kernel_keys(fold.part.jaxpr.jaxpr.eqns, timeline.kernels))
     instants = {key: instant for instant, key in enumerate(keys)}
-    return tuple([_of_stack(fold, stack, keys, instants) for stack in range(len(fold.stacks))])
+    return tuple([_of_group(fold, group, keys, instants) for group in range(len(fold.groups))])
 
 
-def _of_stack(fold: Fold, stack: int, keys: Sequence[Key], instants: Mapping[Key, int]) -> Repeated:
+def _of_group(fold: Fold, group: int, keys: Sequence[Key], instants: Mapping[Key, int]) -> Repeated:
     numbers = {place: i for i, place in enumerate(fold.part.equations)}
     like, later = np.arange(len(keys)), np.arange(len(keys))
     inside: list[int] = []
     for instant, (number, kernel) in enumerate(keys):
-        standing = fold.equations[number]
-        if standing.stack != stack or not standing.generic:
+        if fold.equations[number].group != group:
             continue
         inside.append(instant)
         column = fold.layers.column(fold.part.equations[number]).tolist()
@@ -54,11 +53,11 @@ def _of_stack(fold: Fold, stack: int, keys: Sequence[Key], instants: Mapping[Key
     top = fold.part.jaxpr.jaxpr
     inputs = zip(top.invars, fold.inputs, strict=True)
     return Repeated(
-        len(fold.stacks[stack].folded) - 1,
+        len(fold.groups[group].folded) - 1,
         passes,
         _over(passes, like),
         like,
-        {var: one.generic and one.stack == stack for var, one in inputs},
+        {var: one.group == group for var, one in inputs},
     )
 
 

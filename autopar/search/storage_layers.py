@@ -180,11 +180,11 @@ class Unrolled:
         numbers: list[int] = layers.layer[column].tolist()
         has = [place for place in column if place in self._numbers]
         generic = [self.fold.equations[self._numbers[place]].generic for place in has]
-        if sum(generic) != 1 or len(column) != len(has) + len(self.fold.stacks[stack].folded) - 1:
+        if sum(generic) != 1:
             raise NotFoldable
         places = {int(layers.layer[one]): place for place, one in enumerate(has)}
         own, first = has.index(position), generic.index(True)
-        last = len(self.fold.stacks[stack].folded) - 1
+        last = len(column) - len(has)
         begin, end = own + last * (own > first), own + last * (own >= first)
         layer = int(layers.layer[position])
         return Row(tuple(column), tuple(numbers), places, layer, stack, range(begin, end + 1))

@@ -27,7 +27,7 @@ from jax.extend.core import ClosedJaxpr, Var
 from autopar.passes.fingerprint import Columns
 from autopar.passes.fold.flow import SUMS as SUMS
 from autopar.passes.fold.flow import Flow
-from autopar.passes.fold.layers import LEAST, Stack, find_layers
+from autopar.passes.fold.layers import LEAST, Group, find_layers
 from autopar.passes.fold.layers import RADIUS as RADIUS
 from autopar.passes.fold.layers import Layers as Layers
 from autopar.passes.fold.layers import NotFoldable as NotFoldable
@@ -44,10 +44,12 @@ class Standing(NamedTuple):
     Attributes:
       positions: in the step. Several, if it is in a generic layer.
       stack: of the layers that it is in one of; -1 if it is in none.
+      group: of the layers that its own stands for; -1 if it stands for itself alone.
     """
 
     positions: tuple[int, ...]
     stack: int
+    group: int = -1
 
     @property
     def generic(self) -> bool:
@@ -72,13 +74,13 @@ class Fold:
 
     Attributes:
       part: the program with one generic layer of every stack.
-      stacks: of layers that one stands for, the first of those that are folded.
+      groups: of layers that one stands for, the first of those that are folded.
       equations, inputs, outputs: of ``part``, what they stand for.
       layers: those of the step.
     """
 
     part: Part
-    stacks: tuple[Stack, ...]
+    groups: tuple[Group, ...]
     equations: tuple[Standing, ...]
     inputs: tuple[Standing, ...]
     outputs: tuple[Standing, ...]
@@ -121,18 +123,18 @@ def fold(
     if layers is None:
         return None
     count = layers.flow.count
-    stacks = [stack for stack in layers.stacks() if stack.saved >= LEAST * count]
-    if not stacks or not _pays(count, stacks):
+    groups = [group for group in layers.groups() if group.saved >= LEAST * count]
+    if not groups or not _pays(count, groups):
         return None
     try:
-        return _folded(closed, ties, layers, stacks)
+        return _folded(closed, ties, layers, groups)
     except NotFoldable:
         return None
 
 
-def _pays(count: int, stacks: list[Stack]) -> bool:
+def _pays(count: int, groups: list[Group]) -> bool:
     """Whether there is less to do for a step of so many equations."""
-    left = count - sum(stack.saved for stack in stacks)
+    left = count - sum(group.saved for group in groups)
     return left < WORTH * count
 
 
@@ -140,20 +142,20 @@ def _folded(
     closed: ClosedJaxpr,
     ties: tuple[tuple[int, int], ...],
     layers: Layers,
-    stacks: list[Stack],
+    groups: list[Group],
 ) -> Fold:
     flow = layers.flow
-    rest = [layers.having(stack.index, stack.folded[1:]) for stack in stacks]
-    generic = [layers.having(stack.index, stack.folded[:1]) for stack in stacks]
-    gone = np.any(rest, axis=0)
+    gone = np.any([layers.having(one.stack, one.folded[1:]) for one in groups], axis=0)
     part = splice(closed, ties, flow, layers, gone)
-    of_stack = {stack.index: number for number, stack in enumerate(stacks)}
-    among = np.any(generic, axis=0)
+    of_group = np.full(len(layers.stack), -1)
+    for number, one in enumerate(groups):
+        of_group[layers.having(one.stack, one.folded[:1])] = number
 
     def standing(code: int) -> Standing:
-        stack = of_stack.get(int(layers.stack[code]), -1)
-        folded = stacks[stack].folded if among[code] else ()
-        return Standing(layers.like(code, folded) if folded else (code,), stack)
+        stack, group = int(layers.stack[code]), int(of_group[code])
+        if group < 0:
+            return Standing((code,), stack)
+        return Standing(layers.like(code, groups[group].folded), stack, group)
 
     equations = tuple(map(standing, part.equations))
     inputs = tuple(
@@ -170,7 +172,7 @@ def _folded(
     ):
         if sorted(itertools.chain(*(one.positions for one in found))) != list(range(total)):
             raise NotFoldable
-    return Fold(part, tuple(stacks), equations, inputs, outputs, layers)
+    return Fold(part, tuple(groups), equations, inputs, outputs, layers)
 
 
 def _outputs(
@@ -192,12 +194,12 @@ def _outputs(
         if out in ties:
             source = inputs[ties[out]]
             positions = tuple(follows[i] for i in source.positions)
-            found.append(Standing(positions, source.stack))
+            found.append(Standing(positions, source.stack, source.group))
         elif made.generic:
             port = next(i for i, v in enumerate(jaxpr.eqns[maker].outvars) if v is atom)
             likes = [jaxpr.eqns[i].outvars[port] for i in made.positions]
             positions = tuple(place[var] for var in likes if var in place)
-            found.append(Standing(positions, made.stack))
+            found.append(Standing(positions, made.stack, made.group))
         else:
             found.append(Standing((out,), made.stack))
     return tuple(found)

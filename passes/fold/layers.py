@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,15 +32,15 @@ FEWEST = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
-    """Layers that are alike.
+class Group:
+    """Layers of a stack, one after another, that are alike.
 
     Attributes:
       folded: the numbers of those of which one may stand for all.
       saved: equations that go if it does.
     """
 
-    index: int
+    stack: int
     folded: tuple[int, ...]
     saved: int
 
@@ -144,29 +144,31 @@ class Layers:
         self.settle(run, int(stack[slot]), layers)
         return True
 
-    def stacks(self) -> list[Stack]:
-        """The stacks, and which of their layers may be folded."""
-        return [self._stack(index) for index in range(int(self.stack.max(initial=-1)) + 1)]
+    def groups(self) -> list[Group]:
+        """Layers that may be folded, and stack by stack what is alike in these."""
+        stacks = range(int(self.stack.max(initial=-1)) + 1)
+        return [group for stack in stacks for group in self._groups(stack)]
 
-    def _stack(self, index: int) -> Stack:
-        runs = [run for run in self._runs if self.stack[run.start] == index]
-        every = np.unique(self.layer[self.stack == index])
-        ends = self._ends(index, every)
+    def _groups(self, stack: int) -> Iterator[Group]:
+        runs = [run for run in self._runs if self.stack[run.start] == stack]
+        every = np.unique(self.layer[self.stack == stack])
+        ends = self._ends(stack, every)
         kept = {*every[:ends].tolist(), *every[-ends:].tolist()}
+        within: list[Mask] = []
         for run in runs:
             table = self.layer[run.start : run.stop].reshape(run.count, run.period)
             outer = ends if _monotone(table[:, 0]) else 1
             kept.update(table[:outer].flat, table[-outer:].flat)
-            for column in np.unique(table, axis=1).T:
-                kept.update(np.setdiff1d(every, column).tolist())
+            within += [np.isin(every, column) for column in np.unique(table, axis=1).T]
         makers = self.flow.makers
-        outside = (self.stack[makers] == index) & (self.stack[self.flow.readers()] != index)
+        outside = (self.stack[makers] == stack) & (self.stack[self.flow.readers()] != stack)
         kept.update(self.layer[makers[outside]].tolist())
-        folded = tuple(layer for layer in every.tolist() if layer not in kept)
-        if len(folded) < FEWEST:
-            return Stack(index, (), 0)
-        gone = self.having(index, folded[1:])[: self.flow.count]
-        return Stack(index, folded, int(gone.sum()))
+        unlike = np.any(np.diff(np.array(within), axis=1), axis=0)
+        for layers in np.split(every, np.flatnonzero(unlike) + 1):
+            folded = tuple([layer for layer in layers.tolist() if layer not in kept])
+            if len(folded) >= FEWEST:
+                gone = self.having(stack, folded[1:])[: self.flow.count]
+                yield Group(stack, folded, int(gone.sum()))
 
     def _ends(self, index: int, every: IntArray) -> int:
         """How many layers to keep at either end: one more than are seen from a layer."""

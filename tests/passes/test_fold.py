@@ -51,8 +51,8 @@ def printed(program: ClosedJaxpr) -> str:
 def test_what_is_left_is_the_step_of_fewer_layers(clip: bool) -> None:
     fold = stepped(forward, layers(30), clip=clip).fold
     assert fold is not None
-    (stack,) = fold.stacks
-    fewer = stepped(forward, layers(30 - len(stack.folded) + 1), clip=clip)
+    (group,) = fold.groups
+    fewer = stepped(forward, layers(30 - len(group.folded) + 1), clip=clip)
     assert printed(fold.part.jaxpr) == printed(fewer.jaxpr)
 
 
@@ -83,7 +83,7 @@ def test_a_layer_stands_for_equations_of_its_own_kind() -> None:
     for one in fold.inputs:
         kinds = {step.in_paths[i].rpartition("/")[2] for i in one.positions}
         assert len(kinds) == 1
-    assert [len(one.positions) for one in fold.inputs].count(len(fold.stacks[0].folded)) == 2
+    assert [len(one.positions) for one in fold.inputs].count(len(fold.groups[0].folded)) == 2
 
 
 def all_layers_at_once(params: Any, x: Any) -> Any:
