@@ -34,7 +34,7 @@ from autopar.passes.fold.layers import NotFoldable as NotFoldable
 from autopar.passes.fold.runs import find_runs
 from autopar.passes.fold.splice import Part, splice
 
-WORTH = 0.47
+WORTH = 0.6
 """A step is folded if what is to be looked at is less than this share of it."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,7 +57,7 @@ class Layers:
     stack: IntArray
     layer: IntArray
     _column: dict[int, IntArray] = field(default_factory=dict[int, IntArray])
-    _runs: list[Run] = field(default_factory=list[Run])
+    _runs: dict[Run, IntArray] = field(default_factory=dict[Run, IntArray])
 
     def having(self, stack: int, layers: Sequence[int]) -> Mask:
         """The codes in these layers."""
@@ -117,10 +117,10 @@ class Layers:
             if (self.stack[inputs] < 0).all():
                 self.stack[inputs], self.layer[inputs] = stack, own[:, places[slot]]
                 self._column.update(dict.fromkeys(inputs.tolist(), inputs))
-        self._runs.append(run)
+        self._runs[run] = numbers
 
     def join(self, run: Run, missing: int) -> bool:
-        """Numbers a run by what it reads, inputs rather than others, if that is known.
+        """Numbers a run by what most of it reads, inputs rather than others, if that is known.
 
         Args:
           missing: in how many repetitions it is in no layer. These are those that are left.
@@ -134,7 +134,8 @@ class Layers:
         (found,) = np.nonzero(one & (lacks.sum(axis=0) == missing) & _distinct(apart))
         if not len(found):
             return False
-        slot = found[np.argmax(slots[0, found] >= self.flow.count)]
+        inputs = found[slots[0, found] >= self.flow.count]
+        slot = _oftenest_column(numbers, inputs if len(inputs) else found)
         layers = numbers[:, slot].copy()
         every = np.unique(self.layer[self.stack == stack[slot]])
         left = np.setdiff1d(every, layers)
@@ -143,6 +144,17 @@ class Layers:
         layers[lacks[:, slot]] = left[len(left) - missing :]
         self.settle(run, int(stack[slot]), layers)
         return True
+
+    def sort(self, stack: int) -> None:
+        """Numbers the layers of a stack in the order in which the program first comes to them."""
+        runs = sorted(run for run in self._runs if self.stack[run.start] == stack)
+        every = np.concatenate([self._runs[run] for run in runs])
+        numbers, first = np.unique(every, return_index=True)
+        rank = np.empty(len(first), np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))
+        mask = self.stack == stack
+        self.layer[mask] = rank[np.searchsorted(numbers, self.layer[mask])]
+        self._runs.update((run, rank[np.searchsorted(numbers, self._runs[run])]) for run in runs)
 
     def groups(self) -> list[Group]:
         """Layers that may be folded, and stack by stack what is alike in these."""
@@ -190,20 +202,30 @@ class Layers:
 
 
 def find_layers(flow: Flow, runs: Sequence[Run]) -> Layers:
-    """Numbers the repetitions of runs: the longest by position, others by what they read.
+    """Numbers the repetitions of runs: of one by position, of others by what they read.
 
-    Runs that belong to none so long that folding it would pay are in no layer.
+    That one is the longest, or if more is alike then, the one of most repetitions: where layers
+    differ in one pass, others go through all of them. Runs that belong to none so long that folding
+    it would pay are in no layer.
     """
+    found = _numbered(flow, runs, _longest)
+    most = max([run.count for run in runs if _size(run) >= LEAST * flow.count], default=0)
+    if most <= found.layer[found.stack == 0].max(initial=-1) + 1:
+        return found
+    other = _numbered(flow, runs, _oftenest)
+    return max(found, other, key=lambda one: sum(group.saved for group in one.groups()))
+
+
+def _numbered(flow: Flow, runs: Sequence[Run], first: Callable[[Sequence[Run]], Run]) -> Layers:
     unknown = np.full(flow.count + flow.inputs + 1, -1)  # and one for code -1
     layers = Layers(flow, unknown, unknown.copy())
     waiting = list(runs)
     stacks = 0
     while waiting:
-        base = _base(waiting)
+        base = first([run for run in waiting if _size(run) >= LEAST * flow.count] or waiting)
         if _size(base) < LEAST * flow.count:
             break
         layers.settle(base, stacks, np.arange(base.count))
-        stacks += 1
         waiting.remove(base)
         joined = True
         while joined:
@@ -213,14 +235,28 @@ def find_layers(flow: Flow, runs: Sequence[Run]) -> Layers:
                 joined, waiting = len(left) < len(waiting), left
                 if joined:
                     break
+        layers.sort(stacks)
+        stacks += 1
     return layers
 
 
-def _base(runs: Sequence[Run]) -> Run:
+def _longest(runs: Sequence[Run]) -> Run:
     """The run with the most in it, or one of a few layers more: not all begin or end alike."""
     longest = max(runs, key=_size)
     near = [run for run in runs if longest.count < run.count <= longest.count + SHORT]
     return max(near, key=_size) if near else longest
+
+
+def _oftenest(runs: Sequence[Run]) -> Run:
+    """The run of the most repetitions, of these the longest."""
+    return max(runs, key=lambda run: (run.count, _size(run)))
+
+
+def _oftenest_column(table: IntArray, columns: IntArray) -> int:
+    """The first of those columns of which most are the same."""
+    _, first, counts = np.unique(table[:, columns], axis=1, return_index=True, return_counts=True)
+    most = first[counts == counts.max()].min()
+    return int(columns[most])
 
 
 def _size(run: Run) -> int:
