@@ -42,6 +42,7 @@ class Depth:
       whole: the step. step: the program looked at.
       graph: its graph, which knows what its nodes and edges stand for.
       fold: how they are related, if they are not the same.
+      standing: then, for each node, what its input, output or equation stands for.
     """
 
     whole: Step
@@ -49,6 +50,7 @@ class Depth:
     graph: Graph
     memory: MemoryModel
     fold: Fold | None = None
+    standing: tuple[Standing, ...] = ()
     _memories: dict[int, MeshMemory] = field(init=False, default_factory=dict[int, MeshMemory])
 
     @classmethod
@@ -70,10 +72,11 @@ class Depth:
             the next and not so from all.
         """
         part = _step_of(step, fold.part)
-        graph = _with_copies(build_graph(part), fold)
-        return cls(
-            step, part, graph, MemoryModel(part, graph, roles(part, graph), chip, fold), fold
-        )
+        graph = build_graph(part)
+        standing = tuple([_standing(fold, node) for node in graph.nodes])
+        graph = _with_copies(graph, standing)
+        memory = MemoryModel(part, graph, roles(part, graph), chip, fold)
+        return cls(step, part, graph, memory, fold, standing)
 
     @property
     def fusion(self) -> FusionBorders:
@@ -88,18 +91,18 @@ class Depth:
         return tuple([self._gone(self.fold, group) for group in range(len(self.fold.groups))])
 
     def _gone(self, fold: Fold, group: int) -> Gone:
-        standing = [_standing(fold, node) for node in self.graph.nodes]
-        nodes = {n for n, one in enumerate(standing) if one.group == group}
+        nodes = frozenset(n for n, one in enumerate(self.standing) if one.group == group)
         equations = frozenset(i for i, one in enumerate(fold.equations) if one.group == group)
         names = {node.name: node.index for node in self.graph.nodes}
+        numbers = {place: i for i, place in enumerate(fold.part.equations)}
         instead: dict[int, int] = {}
         for place in np.flatnonzero(np.isin(self.graph.ends[:, 0], list(nodes))).tolist():
             src, dst = self.graph.ends[place].tolist()
-            if dst not in nodes and standing[dst].stack == standing[src].stack:
-                name = _mirrored(fold, self.graph.nodes[src], self.graph.nodes[dst])
+            if dst not in nodes and self.standing[dst].stack == self.standing[src].stack:
+                name = _mirrored(fold, numbers, self.graph.nodes[src], self.graph.nodes[dst])
                 if name in names:
                     instead[place] = names[name]
-        return Gone(frozenset(nodes), equations, instead)
+        return Gone(nodes, equations, instead)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -124,7 +127,7 @@ class Depth:
         if self.fold is None:
             return (node.name,)
         kind, _, rest = parsed(node)
-        positions = _standing(self.fold, node).positions
+        positions = self.standing[node.index].positions
         return tuple([f"{kind}{position}{rest}" for position in positions])
 
     def sources(self, node: Node) -> tuple[str, ...]:
@@ -133,7 +136,7 @@ class Depth:
             return tuple([self.whole.in_paths[i] for i in self._positions(node)])
         if node.eqn is None:
             return ()
-        if self.fold is None or not _standing(self.fold, node).generic:
+        if self.fold is None or not self.standing[node.index].generic:
             return (source_name(node.eqn),)
         top = self.whole.jaxpr.jaxpr.eqns
         rest = node.name.partition("/")[2]
@@ -168,7 +171,7 @@ class Depth:
         return eqn
 
     def _positions(self, node: Node) -> tuple[int, ...]:
-        return (node.index,) if self.fold is None else _standing(self.fold, node).positions
+        return (node.index,) if self.fold is None else self.standing[node.index].positions
 
 
 def _step_of(step: Step, part: Part) -> Step:
@@ -202,11 +205,14 @@ def _code(fold: Fold, node: Node) -> int:
     return fold.part.equations[number]
 
 
-def _mirrored(fold: Fold, made: Node, read: Node) -> str:
-    """The node that is to ``made`` what that is to ``read``, a layer on; of none if it has none."""
+def _mirrored(fold: Fold, numbers: Mapping[int, int], made: Node, read: Node) -> str:
+    """The node that is to ``made`` what that is to ``read``, a layer on; of none if it has none.
+
+    Args:
+      numbers: of equations of the step, in the folded one.
+    """
     kind, _, rest = parsed(made)
     layers, code = fold.layers, _code(fold, made)
-    numbers = {place: i for i, place in enumerate(fold.part.equations)}
     here = {int(layers.layer[one]): one for one in layers.column(code).tolist() if one in numbers}
     own, reader = int(layers.layer[code]), int(layers.layer[_code(fold, read)])
     order = sorted({*here, reader})
@@ -224,9 +230,8 @@ def parsed(node: Node) -> tuple[str, int, str]:
     return kind, int(number), rest
 
 
-def _with_copies(graph: Graph, fold: Fold) -> Graph:
+def _with_copies(graph: Graph, standing: Sequence[Standing]) -> Graph:
     """The graph, counting what its nodes and edges stand for."""
-    standing = [_standing(fold, node) for node in graph.nodes]
     edges = [_copies(standing[edge.src], standing[edge.dst], edge, graph) for edge in graph.edges]
     _check(graph, standing, edges)
     copies = [len(one.positions) for one in standing]

@@ -170,7 +170,8 @@ def _folded(
         (inputs, flow.inputs),
         (outputs, len(flow.outputs)),
     ):
-        if sorted(itertools.chain(*(one.positions for one in found))) != list(range(total)):
+        positions = np.fromiter(itertools.chain(*(one.positions for one in found)), np.intp)
+        if not np.array_equal(np.bincount(positions, minlength=total), np.ones(total)):
             raise NotFoldable
     return Fold(part, tuple(groups), equations, inputs, outputs, layers)
 

@@ -83,10 +83,13 @@ class Layers:
           NotFoldable: nothing does.
         """
         column = self.column(code)
-        place = dict(zip(self.layer[column].tolist(), column.tolist(), strict=True))
-        if any(layer not in place for layer in layers):
+        numbers = self.layer[column]
+        order = np.argsort(numbers)
+        places = np.searchsorted(numbers[order], layers).clip(max=len(order) - 1)
+        found = column[order[places]]
+        if (self.layer[found] != layers).any():
             raise NotFoldable
-        return tuple([place[layer] for layer in layers])
+        return tuple(found.tolist())
 
     def column(self, code: int) -> IntArray:
         """What stands at the place of ``code`` in all repetitions, in order; errors as above."""
@@ -171,7 +174,8 @@ class Layers:
             table = self.layer[run.start : run.stop].reshape(run.count, run.period)
             outer = ends if _monotone(table[:, 0]) else 1
             kept.update(table[:outer].flat, table[-outer:].flat)
-            within += [np.isin(every, column) for column in np.unique(table, axis=1).T]
+            unique = {column.tobytes(): column for column in np.ascontiguousarray(table.T)}
+            within += [np.isin(every, column) for column in unique.values()]
         makers = self.flow.makers
         outside = (self.stack[makers] == stack) & (self.stack[self.flow.readers()] != stack)
         kept.update(self.layer[makers[outside]].tolist())
