@@ -25,12 +25,11 @@ def prune(jaxpr: Jaxpr, used_out: Sequence[bool], keep_in: Sequence[bool]) -> tu
     live = {v for v in compress(jaxpr.outvars, used_out) if not isinstance(v, Literal)}
     kept: list[JaxprEqn] = []
     for eqn in reversed(jaxpr.eqns):
-        used = [v in live for v in eqn.outvars]
-        if not any(used) and not eqn.effects:
+        if live.isdisjoint(eqn.outvars) and not eqn.effects:
             continue
         rule = _RULES.get(eqn.primitive.name)
-        smaller = rule(eqn, used) if rule else eqn
-        live.update(v for v in smaller.invars if not isinstance(v, Literal))
+        smaller = rule(eqn, [v in live for v in eqn.outvars]) if rule else eqn
+        live.update([v for v in smaller.invars if not isinstance(v, Literal)])
         kept.append(smaller)
     used_in = [keep or v in live for keep, v in zip(keep_in, jaxpr.invars, strict=True)]
     pruned = jaxpr.replace(

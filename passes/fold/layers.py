@@ -212,15 +212,18 @@ def find_layers(flow: Flow, runs: Sequence[Run]) -> Layers:
     differ in one pass, others go through all of them. Runs that belong to none so long that folding
     it would pay are in no layer.
     """
-    found = _numbered(flow, runs, _longest)
+    found = _numbered(flow, runs, _longest, SHORT)
     most = max([run.count for run in runs if _size(run) >= LEAST * flow.count], default=0)
     if most <= found.layer[found.stack == 0].max(initial=-1) + 1:
         return found
-    other = _numbered(flow, runs, _oftenest)
+    other = _numbered(flow, runs, _oftenest, most // 4)
     return max(found, other, key=lambda one: sum(group.saved for group in one.groups()))
 
 
-def _numbered(flow: Flow, runs: Sequence[Run], first: Callable[[Sequence[Run]], Run]) -> Layers:
+def _numbered(
+    flow: Flow, runs: Sequence[Run], first: Callable[[Sequence[Run]], Run], short: int
+) -> Layers:
+    """``short``: layers that a run may lack in what numbers it."""
     unknown = np.full(flow.count + flow.inputs + 1, -1)  # and one for code -1
     layers = Layers(flow, unknown, unknown.copy())
     waiting = list(runs)
@@ -234,7 +237,7 @@ def _numbered(flow: Flow, runs: Sequence[Run], first: Callable[[Sequence[Run]], 
         joined = True
         while joined:
             joined = False
-            for missing in range(SHORT + 1):
+            for missing in range(short + 1):
                 left = [run for run in waiting if not layers.join(run, missing)]
                 joined, waiting = len(left) < len(waiting), left
                 if joined:

@@ -11,6 +11,7 @@ barrier a value it is worse still; without any, it is merged with the original (
 from __future__ import annotations
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,9 @@ def recompute(jaxpr: Jaxpr, dropped: Collection[int]) -> Jaxpr:
             continue
         for group in starts[position]:
             eqns.extend(_recomputed(jaxpr, group, uses.gates(position, last), env, marked))
-        eqns.append(eqn.replace(invars=[read(env, atom) for atom in eqn.invars]))
+        moved = [read(env, atom) for atom in eqn.invars]
+        same = all(map(operator.is_, moved, eqn.invars))
+        eqns.append(eqn if same else eqn.replace(invars=moved))
         last = [var for var in eqn.outvars if getattr(var.aval, "shape", ())] or last
     return jaxpr.replace(eqns=eqns)
 

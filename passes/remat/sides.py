@@ -49,7 +49,8 @@ def light(jaxpr: Jaxpr) -> frozenset[Var]:
     """Values made of the inputs alone by light work: casts of weights, masks, positions."""
     found: set[Atom] = {*jaxpr.constvars, *jaxpr.invars}
     for eqn in jaxpr.eqns:
-        if not is_heavy(eqn) and all(isinstance(a, Literal) or a in found for a in eqn.invars):
+        read = [atom for atom in eqn.invars if not isinstance(atom, Literal)]
+        if found.issuperset(read) and not is_heavy(eqn):
             found.update(eqn.outvars)
     return frozenset(v for v in found if isinstance(v, Var))
 
