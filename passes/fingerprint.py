@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, pairwise
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
@@ -53,6 +53,23 @@ class Columns:
     results: IntArray
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kind:
+    """What equations alike have: their number and signature, and the first one's parameters."""
+
+    number: int
+    text: str
+    params: Mapping[str, Any]
+    types: list[type]
+
+    def has(self, params: Mapping[str, Any]) -> bool:
+        """Whether it is sure that these are alike: 1, 1.0 and True are equal, arrays not at all."""
+        try:
+            return params == self.params and [*map(type, params.values())] == self.types
+        except (TypeError, ValueError):
+            return False
+
+
 class Signatures:
     """Texts that are equal for equations that do the same to values of the same shapes and dtypes.
 
@@ -64,11 +81,13 @@ class Signatures:
 
     def __init__(self) -> None:
         self._texts: dict[str, int] = {}
-        self._kinds: dict[Hashable, tuple[int, str]] = {}
+        self._kinds: dict[Hashable, _Kind] = {}
+        self._latest: dict[bytes, _Kind] = {}
         self._literals: dict[Hashable, int] = {}
         self._literal_texts: dict[str, int] = {}
+        self._literal_avals: list[int] = []
         self._bodies: dict[Hashable, str] = {}
-        self._asked: dict[int, str] = {}
+        self._asked: dict[int, _Kind] = {}
         self._columns: dict[int, Columns] = {}
         self._kept: list[object] = []
 
@@ -76,9 +95,10 @@ class Signatures:
         """The signature of ``eqn``."""
         asked = self._asked.get(id(eqn))
         if asked is None:
-            self._read((eqn,))
-            asked = self._asked[id(eqn)]
-        return asked
+            avals = [id(atom.aval) for atom in (*eqn.invars, *eqn.outvars)]
+            row = np.array((id(eqn.primitive), len(eqn.invars), *avals), np.int64).tobytes()
+            asked = self._read((eqn,), (row,))[0]
+        return asked.text
 
     def columns(self, jaxpr: Jaxpr) -> Columns:
         """``jaxpr`` in numbers."""
@@ -89,45 +109,54 @@ class Signatures:
         return known
 
     def _by_columns(self, jaxpr: Jaxpr) -> Columns:
-        eqns = jaxpr.eqns
+        eqns, inputs = jaxpr.eqns, (*jaxpr.constvars, *jaxpr.invars)
         operands, results = [eqn.invars for eqn in eqns], [eqn.outvars for eqn in eqns]
-        bound = chain(jaxpr.constvars, jaxpr.invars, chain.from_iterable(results))
+        bound = [*inputs, *chain.from_iterable(results)]
         numbers: dict[Var, int] = dict(zip(bound, count(), strict=False))
-        reads = [
+        reads = _integers(
             self._literal(atom) if isinstance(atom, Literal) else numbers[atom]
             for atom in chain(chain.from_iterable(operands), jaxpr.outvars)
-        ]
-        parts = self._read(eqns), reads, [*map(len, operands)], [*map(len, results)]
-        return Columns(*(np.array(part, np.int64) for part in parts))
-
-    def _read(self, eqns: Sequence[JaxprEqn]) -> list[int]:
-        """The kinds of equations, whose signatures are known from then on."""
-        params: list[tuple[Any, ...]] = [tuple(eqn.params.items()) for eqn in eqns]
-        values = chain.from_iterable([eqn.params.values() for eqn in eqns])
-        if not _INEXACT.isdisjoint(map(type, values)):
-            params = [(*row, *[repr(v) for _, v in row if type(v) in _INEXACT]) for row in params]
+        )
+        sizes = _integers(map(len, operands)), _integers(map(len, results))
         # JAX makes few abstract values for many variables: to hash them takes longer than all else.
-        avals = [
-            (*[id(atom.aval) for atom in eqn.invars], None, *[id(var.aval) for var in eqn.outvars])
-            for eqn in eqns
-        ]
-        keys = zip([eqn.primitive for eqn in eqns], params, avals, strict=True)
-        found = [self._kind(eqn, key) for eqn, key in zip(eqns, keys, strict=True)]
-        self._asked.update(zip(map(id, eqns), [text for _, text in found], strict=True))
-        self._kept.append(eqns)
-        return [kind for kind, _ in found]
+        made = _integers(map(id, [var.aval for var in bound]))
+        avals = np.concatenate([made, _integers(reversed(self._literal_avals))])
+        read = avals[reads[: sizes[0].sum()]]
+        heads = _integers(map(id, [eqn.primitive for eqn in eqns]))
+        rows = _rows(heads, *sizes, read, made[len(inputs) :])
+        kinds = _integers([kind.number for kind in self._read(eqns, rows)])
+        return Columns(kinds, reads, *sizes)
 
-    def _kind(self, eqn: JaxprEqn, key: Hashable) -> tuple[int, str]:
+    def _read(self, eqns: Sequence[JaxprEqn], rows: Iterable[bytes]) -> list[_Kind]:
+        """The kinds of equations, known from then on; ``rows``: see ``_rows``."""
+        latest, found = self._latest, list[_Kind]()
+        for eqn, row in zip(eqns, rows, strict=True):
+            kind = latest.get(row)
+            if kind is None or ((eqn.params or kind.params) and not kind.has(eqn.params)):
+                kind = self._kind(eqn, row)
+            found.append(kind)
+        self._asked.update(zip(map(id, eqns), found, strict=True))
+        self._kept.append(eqns)
+        return found
+
+    def _kind(self, eqn: JaxprEqn, row: bytes) -> _Kind:
+        params = eqn.params
+        inexact = [repr(value) for value in params.values() if type(value) in _INEXACT]
+        key = row, tuple(params.items()), *inexact
         try:
             found = self._kinds.get(key)
         except TypeError:  # a parameter that cannot be hashed
-            return self._numbered(self._text(eqn))
+            return self._numbered(eqn)
         if found is None:
-            found = self._kinds[key] = self._numbered(self._text(eqn))
+            found = self._kinds[key] = self._numbered(eqn)
+        if not inexact:
+            self._latest[row] = found
         return found
 
-    def _numbered(self, text: str) -> tuple[int, str]:
-        return self._texts.setdefault(text, len(self._texts)), text
+    def _numbered(self, eqn: JaxprEqn) -> _Kind:
+        text = self._text(eqn)
+        number = self._texts.setdefault(text, len(self._texts))
+        return _Kind(number, text, eqn.params, [*map(type, eqn.params.values())])
 
     def _text(self, eqn: JaxprEqn) -> str:
         params = self.items((str(k), v) for k, v in eqn.params.items())
@@ -147,6 +176,8 @@ class Signatures:
             text = f"{self.value(value)}:{aval_text(atom.aval)}"
             self._kept.append(atom)
             found = self._literal_texts.setdefault(text, -1 - len(self._literal_texts))
+            if -found > len(self._literal_avals):
+                self._literal_avals.append(id(atom.aval))
             self._literals[key] = found
         return found
 
@@ -238,6 +269,23 @@ class PerSignature(Generic[Known]):
 
 _INEXACT = frozenset((float, complex, np.float32, np.float64))
 """Types of which two values may be equal and not the same: 0.0 and -0.0."""
+
+
+def _integers(numbers: Iterable[int]) -> IntArray:
+    return np.fromiter(numbers, np.int64)
+
+
+def _rows(
+    heads: IntArray, operands: IntArray, results: IntArray, read: IntArray, made: IntArray
+) -> list[bytes]:
+    """Of each equation, in bytes: its head, how many operands, these, its results."""
+    sizes = np.stack([np.full(len(heads), 2), operands, results], axis=1)
+    part = np.repeat(np.tile(np.arange(3), len(heads)), sizes.ravel())
+    table = np.empty(len(part), np.int64)
+    table[part == 0] = np.stack([heads, operands], axis=1).ravel()
+    table[part == 1], table[part == 2] = read, made
+    ends, data = table.itemsize * sizes.sum(axis=1).cumsum(), table.tobytes()
+    return [data[start:end] for start, end in pairwise([0, *ends.tolist()])]
 
 
 def _by_appearance(numbers: IntArray) -> tuple[IntArray, list[int]]:

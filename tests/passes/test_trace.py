@@ -334,3 +334,16 @@ def test_bodies_known_by_their_columns() -> None:
     shared = Signatures()
     eqns = [jax.make_jaxpr(jax.checkpoint(body))(x, x).jaxpr.eqns[0] for body in BODIES]
     assert [shared.of(eqn) for eqn in eqns] == found
+
+
+def test_parameters_that_are_equal_and_not_the_same() -> None:
+    marked = jex.Primitive("marked")
+    values = [3, 0.0, -0.0, (3,), np.array([3, 4]), np.array([3]), None, "float32", "int32"]
+    values += [np.dtype("float32"), np.float32(0.0), np.float32(-0.0), [3]]
+    eqn = jax.make_jaxpr(jnp.sin)(1.0).jaxpr.eqns[0]
+    eqns = [eqn.replace(primitive=marked, params={"of": value}) for value in (*values, *values)]
+    alone = [Signatures().of(one) for one in eqns]
+    for order in (eqns, eqns[::-1]):
+        signatures = Signatures()
+        found = {id(one): signatures.of(one) for one in order}
+        assert [found[id(one)] for one in eqns] == alone
