@@ -172,8 +172,8 @@ class Layers:
         within: list[Mask] = []
         for run in runs:
             table = self.layer[run.start : run.stop].reshape(run.count, run.period)
-            outer = ends if _monotone(table[:, 0]) else 1
-            kept.update(table[:outer].flat, table[-outer:].flat)
+            outer = ends if _monotone(table[:, 0]) else int(self._chained(run))
+            kept.update(table[:outer].flat, table[len(table) - outer :].flat)
             unique = {column.tobytes(): column for column in np.ascontiguousarray(table.T)}
             within += [np.isin(every, column) for column in unique.values()]
         makers = self.flow.makers
@@ -185,6 +185,13 @@ class Layers:
             if len(folded) >= FEWEST:
                 gone = self.having(stack, folded[1:])[: self.flow.count]
                 yield Group(stack, folded, int(gone.sum()))
+
+    def _chained(self, run: Run) -> bool:
+        """Whether repetitions read others: a sum over all parameters does, updates do not."""
+        slots, _ = self.flow.slots(run)
+        within = (slots >= run.start) & (slots < run.stop)
+        other = (slots - run.start) // run.period != np.arange(run.count)[:, None]
+        return bool((within & other).any())
 
     def _ends(self, index: int, every: IntArray) -> int:
         """How many layers to keep at either end: one more than are seen from a layer."""
