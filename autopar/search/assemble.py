@@ -224,11 +224,12 @@ class _Assembler:
             cost = times(known[which], count)
             unary[variable] = unary[variable] + cost if variable in unary else cost
         pairs: dict[tuple[int, int], IntArray] = {}
+        alone = self.mesh.device_count == 1  # nothing moves
         first = numbered(groups)[1]
         weights = np.zeros(len(first), np.int64)
         every = np.array([edge.weight for edge in self.graph.edges], np.int64)
         np.add.at(weights, groups, every * self.graph.edge_copies)
-        for place, weight in zip(first.tolist(), weights.tolist(), strict=True):
+        for place, weight in () if alone else zip(first.tolist(), weights.tolist(), strict=True):
             edge = self.graph.edges[place]
             src, dst = variables[edge.src], variables[edge.dst]
             weighted = self._edge_table(edge, weight)

@@ -126,8 +126,10 @@ class Depth:
         """The nodes of the whole step that a node stands for."""
         if self.fold is None:
             return (node.name,)
-        kind, _, rest = parsed(node)
         positions = self.standing[node.index].positions
+        if node.kind == "op" and "/" not in node.name:
+            return tuple(map(str, positions))
+        kind, _, rest = parsed(node)
         return tuple([f"{kind}{position}{rest}" for position in positions])
 
     def sources(self, node: Node) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ class Layers:
     stack: IntArray
     layer: IntArray
     _column: dict[int, IntArray] = field(default_factory=dict[int, IntArray])
+    _places: dict[tuple[bytes, tuple[int, ...]], IntArray] = field(default_factory=dict)
     _runs: dict[Run, IntArray] = field(default_factory=dict[Run, IntArray])
 
     def having(self, stack: int, layers: Sequence[int]) -> Mask:
@@ -84,12 +85,13 @@ class Layers:
         """
         column = self.column(code)
         numbers = self.layer[column]
-        order = np.argsort(numbers)
-        places = np.searchsorted(numbers[order], layers).clip(max=len(order) - 1)
-        found = column[order[places]]
-        if (self.layer[found] != layers).any():
-            raise NotFoldable
-        return tuple(found.tolist())
+        key = numbers.tobytes(), tuple(layers)
+        if key not in self._places:
+            place = {layer: i for i, layer in enumerate(numbers.tolist())}
+            if not place.keys() >= {*layers}:
+                raise NotFoldable
+            self._places[key] = np.array([place[layer] for layer in layers])
+        return tuple(column[self._places[key]].tolist())
 
     def column(self, code: int) -> IntArray:
         """What stands at the place of ``code`` in all repetitions, in order; errors as above."""

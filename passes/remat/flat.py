@@ -15,6 +15,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -74,16 +75,11 @@ class _Uses:
     def __init__(self, jaxpr: Jaxpr, dropped: frozenset[int]) -> None:
         self.eqns: Sequence[JaxprEqn] = jaxpr.eqns
         self.backward = backward(jaxpr.eqns)
-        self.transposed = frozenset(
-            var
-            for eqn, back in zip(jaxpr.eqns, self.backward, strict=True)
-            if back
-            for var in eqn.outvars
-        )
-        made = {var: p for p, e in enumerate(self.eqns) for var in e.outvars}
+        places = compress(range(len(self.eqns)), self.backward)
+        self.transposed = {var: p for p in places for var in self.eqns[p].outvars}
         until = self._flowing()
         self._flows = tuple(until)
-        spans = [(made[var], last, _bytes(var)) for var, last in until.items()]
+        spans = [(self.transposed[var], last, _bytes(var)) for var, last in until.items()]
         self._spans = np.array(spans, np.int64).reshape(-1, 3).T
         self._maker = {var: p for p in dropped for var in jaxpr.eqns[p].outvars}
         lights = light(jaxpr)
@@ -99,9 +95,9 @@ class _Uses:
         Gradients of weights are not among these: only the optimiser waits for them.
         """
         until: dict[Var, int] = {}
-        for position in reversed(range(len(self.eqns))):
+        for position in compress(range(len(self.eqns))[::-1], self.backward[::-1]):
             eqn = self.eqns[position]
-            if self.backward[position] and (is_heavy(eqn) or any(v in until for v in eqn.outvars)):
+            if is_heavy(eqn) or not until.keys().isdisjoint(eqn.outvars):
                 for atom in eqn.invars:
                     if isinstance(atom, Var) and atom in self.transposed:
                         until.setdefault(atom, position)

@@ -29,9 +29,10 @@ def is_backward(eqn: JaxprEqn) -> bool:
 
 def backward(eqns: Sequence[JaxprEqn]) -> list[bool]:
     """``is_backward`` of each; many share a name stack, whose text takes longer than all else."""
-    stacks = {id(eqn.source_info.name_stack): eqn for eqn in eqns}
-    marked = {stack for stack, eqn in stacks.items() if is_backward(eqn)}
-    return [id(eqn.source_info.name_stack) in marked for eqn in eqns]
+    stacks = [id(eqn.source_info.name_stack) for eqn in eqns]
+    known = dict(zip(stacks, eqns, strict=True))
+    marked = {stack for stack, eqn in known.items() if is_backward(eqn)}
+    return [stack in marked for stack in stacks]
 
 
 def is_repeatable(eqn: JaxprEqn) -> bool:
