@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -226,6 +225,8 @@ def _mirrored(fold: Fold, numbers: Mapping[int, int], made: Node, read: Node) ->
 
 def parsed(node: Node) -> tuple[str, int, str]:
     """The parts of a node's name, as of ``_NAME``."""
+    if node.name.isdecimal():  # most are
+        return "", int(node.name), ""
     found = _NAME.fullmatch(node.name)
     assert found is not None
     kind, number, rest = found.groups()
@@ -233,47 +234,30 @@ def parsed(node: Node) -> tuple[str, int, str]:
 
 
 def _with_copies(graph: Graph, standing: Sequence[Standing]) -> Graph:
-    """The graph, counting what its nodes and edges stand for."""
-    edges = [_copies(standing[edge.src], standing[edge.dst], edge, graph) for edge in graph.edges]
-    _check(graph, standing, edges)
-    copies = [len(one.positions) for one in standing]
-    return dataclasses.replace(
-        graph, copies=np.array(copies, np.int64), edge_copies=np.array(edges, np.int64)
-    )
-
-
-def _copies(src: Standing, dst: Standing, edge: Edge, graph: Graph) -> int:
-    """How many uses an edge stands for.
+    """The graph, counting what its nodes and edges stand for.
 
     From one layer to the next there is one use more than generic layers: one of the two edges of
     the generic layer stands for that one, the edge that is named by a layer that is kept.
+
+    Raises:
+      NotFoldable: an edge has generic layers of two groups at its ends, or more edges lead into a
+        generic layer from its own stack than on from it.
     """
-    if not src.generic and not dst.generic:
-        return 1
-    if src.stack != dst.stack and src.stack >= 0 and dst.stack >= 0:
-        inner, other = (src, dst) if src.generic else (dst, src)
-        if other.generic:
-            raise NotFoldable
-        return len(inner.positions)
-    if src.generic and dst.generic:
-        if src.group != dst.group:
-            raise NotFoldable
-        return len(src.positions)
-    if min(src.stack, dst.stack) < 0:
-        return max(len(src.positions), len(dst.positions))
-    named = src if named_by_source(graph, edge) else dst
-    return len(named.positions)
-
-
-def _check(graph: Graph, standing: Sequence[Standing], copies: Sequence[int]) -> None:
-    """That as many edges lead into a layer that stands for others as lead from it on."""
-    surplus: dict[int, int] = defaultdict(int)
-    for edge, count in zip(graph.edges, copies, strict=True):
-        src, dst = standing[edge.src], standing[edge.dst]
-        if src.stack == dst.stack and src.generic != dst.generic:
-            surplus[src.stack] += 1 if count > 1 else -1
-    if any(surplus.values()):
+    copies = np.array([len(one.positions) for one in standing], np.int64)
+    stack = np.array([one.stack for one in standing], np.int64)
+    group = np.array([one.group for one in standing], np.int64)
+    src, dst = graph.ends.T
+    generic = group >= 0
+    if (generic[src] & generic[dst] & (group[src] != group[dst])).any():
         raise NotFoldable
+    border = (stack[src] == stack[dst]) & (generic[src] != generic[dst])
+    named = np.where([named_by_source(graph, edge) for edge in graph.edges], src, dst)
+    edges = np.where(border, copies[named], np.maximum(copies[src], copies[dst]))
+    surplus = np.zeros(stack.max(initial=0) + 1, np.int64)
+    np.add.at(surplus, stack[src[border]], np.where(edges[border] > 1, 1, -1))
+    if surplus.any():
+        raise NotFoldable
+    return dataclasses.replace(graph, copies=copies, edge_copies=edges)
 
 
 def named_by_source(graph: Graph, edge: Edge) -> bool:

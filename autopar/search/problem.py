@@ -46,6 +46,8 @@ class Problem:
 
     def moves(self, states: Sequence[State]) -> Iterator[tuple[int, Layout, Layout]]:
         """The edges (numbers) on which an assignment re-lays a value, from what layout to what."""
+        if self.mesh.device_count == 1:
+            return
         edges = self.graph.edges
         moved: list[tuple[Layout, Layout] | None] = []
         for place in numbered(self.groups)[1].tolist():

@@ -54,7 +54,7 @@ class Standing(NamedTuple):
     @property
     def generic(self) -> bool:
         """Whether it is in a layer that stands for others."""
-        return len(self.positions) > 1
+        return self.group >= 0
 
 
 class Alike(NamedTuple):
