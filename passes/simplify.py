@@ -41,6 +41,9 @@ CALLS = {
 }
 """Primitives that mean just their body, and the parameter that holds it."""
 
+_SOLVES = frozenset(("custom_linear_solve",))
+"""Those that mean one of their bodies."""
+
 
 def simplify(closed: ClosedJaxpr) -> ClosedJaxpr:
     """Inlines calls, makes variables unique, hoists constants and drops dead code."""
@@ -95,40 +98,47 @@ def _inline(
     for var, const in zip(jaxpr.constvars, consts, strict=True):
         env[var] = scope.capture(const, var.aval)
     for eqn in jaxpr.eqns:
-        _reject_refs(eqn)
-        placed = eqn.replace(invars=[_read(env, atom) for atom in eqn.invars])
-        if caller is not None:
-            placed = _called_from(caller, jaxpr, placed)
-        call = _call(placed)
-        if call is not None:
-            body, operands = call
+        if eqn.effects:
+            _reject_refs(eqn)
+        invars = [atom if isinstance(atom, Literal) else env[atom] for atom in eqn.invars]
+        name = eqn.primitive.name
+        if name in CALLS or name in _SOLVES:
+            placed = _placed(eqn, invars, caller, jaxpr)
+            body, operands = _call(placed)
             operands = _constrained(scope, operands, "in_shardings", placed)
             inner: Env = dict(zip(body.jaxpr.invars, operands, strict=True))
             results = _inline(scope, body.jaxpr, body.consts, inner, placed)
             results = _constrained(scope, results, "out_shardings", placed)
             env.update(zip(eqn.outvars, results, strict=True))
             continue
-        nest = _NESTS.get(eqn.primitive.name)
-        if nest is not None:
-            placed = nest(scope, placed)
         outvars = [compat.like_var(v) for v in eqn.outvars]
         env.update(zip(eqn.outvars, outvars, strict=True))
-        scope.eqns.append(placed.replace(outvars=outvars))
+        nest = _NESTS.get(name)
+        if caller is None and nest is None:
+            scope.eqns.append(eqn.replace(invars=invars, outvars=outvars))
+            continue
+        placed = _placed(eqn, invars, caller, jaxpr)
+        scope.eqns.append((nest(scope, placed) if nest else placed).replace(outvars=outvars))
     return [_read(env, atom) for atom in jaxpr.outvars]
+
+
+def _placed(
+    eqn: JaxprEqn, invars: Sequence[Atom], caller: JaxprEqn | None, jaxpr: Jaxpr
+) -> JaxprEqn:
+    """The equation of ``jaxpr`` on other operands, where ``caller`` calls that."""
+    placed = eqn.replace(invars=list(invars))
+    return placed if caller is None else _called_from(caller, jaxpr, placed)
 
 
 def _read(env: Env, atom: Atom) -> Atom:
     return atom if isinstance(atom, Literal) else env[atom]
 
 
-def _call(eqn: JaxprEqn) -> tuple[ClosedJaxpr, Sequence[Atom]] | None:
-    """What a call is inlined as: a body and its operands. ``None`` if ``eqn`` stays as it is."""
-    if eqn.primitive.name == "custom_linear_solve":
+def _call(eqn: JaxprEqn) -> tuple[ClosedJaxpr, Sequence[Atom]]:
+    """What a call is inlined as: a body and its operands."""
+    if eqn.primitive.name in _SOLVES:
         return _solve_call(eqn)
-    name = CALLS.get(eqn.primitive.name)
-    if name is None:
-        return None
-    body = eqn.params[name]
+    body = eqn.params[CALLS[eqn.primitive.name]]
     return (ClosedJaxpr(body, ()) if isinstance(body, Jaxpr) else body), eqn.invars
 
 

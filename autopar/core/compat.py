@@ -29,7 +29,7 @@ def new_var(aval: Any) -> Var:
 
 def like_var(var: Var) -> Var:
     """A fresh variable like ``var``; a dropped one stays dropped."""
-    return DropVar(var.aval) if isinstance(var, DropVar) else Var(var.aval)
+    return type(var)(var.aval)
 
 
 def is_unspecified(sharding: object) -> bool:
