@@ -129,7 +129,9 @@ class Step:
 
 @uncollected()
 def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (0,)) -> Step:
-    """Traces ``fn`` for arguments of these shapes and simplifies the result.
+    """Traces ``fn`` for arguments of these shapes, simplifies the result and reads it.
+
+    All that goes through every equation is done here, once for whatever is planned for the step.
 
     Args:
       fn: a function of arrays, pure and traceable.
@@ -155,7 +157,7 @@ def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (
         raise
     except Exception as error:
         raise TraceError(explain(fn, error)) from error
-    return Step(
+    step = Step(
         jaxpr=simplify(closed),
         in_paths=in_paths,
         out_paths=tuple(_paths("out", out)),
@@ -164,6 +166,8 @@ def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (
         donated=tuple(i in donate for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)),
         ties=_ties(args, names, out, donate),
     )
+    _ = step.layers
+    return step
 
 
 def check_donate(donate: Any) -> tuple[int, ...]:
