@@ -100,7 +100,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Traced:
-    """A step, seconds of its tracing by JAX, and CPU seconds of simplifying and reading it."""
+    """A step, seconds of its tracing by JAX, and CPU seconds of simplifying and folding it."""
 
     step: Step
     trace_s: float
@@ -114,7 +114,7 @@ class Row:
     Attributes:
       trace_s, search_s, target_s: seconds.
       prepare_cpu_s: CPU seconds of what autopar does to the traced program before the search, once
-        for all clusters, meshes and budgets: it simplifies and reads it.
+        for all clusters, meshes and budgets: it simplifies, reads and folds it.
       search_cpu_s: CPU seconds of the search.
       step_s: the plan's prediction.
       resident_bytes: the most memory this process had by then.
@@ -155,7 +155,7 @@ def _anew(step: Step) -> Step:
     """The step as traced, of which nothing is known from a search before."""
     found = dataclasses.replace(step, signatures=Signatures())
     with uncollected():
-        _ = found.layers
+        _ = found.fold
     return found
 
 
@@ -218,7 +218,7 @@ def main() -> None:
     columns = (
         "case",
         "trace",
-        "simplify, read",
+        "simplify, fold",
         "search",
         "CPU",
         "target",

@@ -129,7 +129,7 @@ class Step:
 
 @uncollected()
 def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (0,)) -> Step:
-    """Traces ``fn`` for arguments of these shapes, simplifies the result and reads it.
+    """Traces ``fn`` for arguments of these shapes, simplifies the result, reads and folds it.
 
     All that goes through every equation is done here, once for whatever is planned for the step.
 
@@ -166,7 +166,7 @@ def trace(fn: Callable[..., Any], *abstract_args: Any, donate: Sequence[int] = (
         donated=tuple(i in donate for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)),
         ties=_ties(args, names, out, donate),
     )
-    _ = step.layers
+    _ = step.fold
     return step
 
 

@@ -126,10 +126,13 @@ class Depth:
         if self.fold is None:
             return (node.name,)
         positions = self.standing[node.index].positions
-        if node.kind == "op" and "/" not in node.name:
-            return tuple(map(str, positions))
+        texts = self._texts.get(positions)
+        if texts is None:
+            texts = self._texts[positions] = tuple(map(str, positions))
+        if node.name.isdecimal():
+            return texts
         kind, _, rest = parsed(node)
-        return tuple([f"{kind}{position}{rest}" for position in positions])
+        return tuple([kind + text + rest for text in texts])
 
     def sources(self, node: Node) -> tuple[str, ...]:
         """Readable names of the inputs or equations that a node stands for; none of another."""
@@ -157,6 +160,10 @@ class Depth:
             if self.graph.nodes[node].kind != "op":  # else nobody reads it
                 found[one] = node
         return found
+
+    @functools.cached_property
+    def _texts(self) -> dict[tuple[int, ...], tuple[str, ...]]:
+        return {}
 
     @functools.cached_property
     def _bodies(self) -> dict[int, Mapping[str, Jaxpr]]:
