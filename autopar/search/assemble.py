@@ -70,8 +70,10 @@ def assemble(
     """
     assembler = _Assembler(graph, ops, fusion, attention, cluster, mesh, restriction, resharder)
     assembler.fill_domains()
-    count = len(graph.nodes)
-    variables = classes(graph, assembler.keys) if alike else tuple(range(count))
+    variables = tuple(range(len(graph.nodes)))
+    if alike:  # one device leaves no choice that would have to look around
+        keys = assembler.keys
+        variables = classes(graph, keys) if mesh.device_count > 1 else tuple(number(keys))
     groups = edge_groups(graph, variables)
     network = assembler.network(variables, groups)
     domains = tuple(assembler.domains)
