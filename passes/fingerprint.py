@@ -129,16 +129,15 @@ class Signatures:
 
     def _read(self, eqns: Sequence[JaxprEqn], rows: Iterable[bytes]) -> list[_Kind]:
         """The kinds of equations, known from then on; ``rows``: see ``_rows``."""
-        latest, found = self._latest, list[_Kind]()
-        asked = self._asked if eqns and id(eqns[0]) in self._asked else {}  # rewritten, in part
+        latest, found, asked = self._latest, list[_Kind](), dict[int, _Kind]()
+        if eqns and id(eqns[0]) in self._asked:  # a program rewritten in part
+            asked = self._asked
         for eqn, row in zip(eqns, rows, strict=True):
             kind = asked.get(id(eqn))
-            if kind is not None:
-                found.append(kind)
-                continue
-            kind = latest.get(row)
-            if kind is None or ((eqn.params or kind.params) and not kind.has(eqn.params)):
-                kind = self._kind(eqn, row)
+            if kind is None:
+                kind = latest.get(row)
+                if kind is None or ((eqn.params or kind.params) and not kind.has(eqn.params)):
+                    kind = self._kind(eqn, row)
             found.append(kind)
         self._asked.update(zip(map(id, eqns), found, strict=True))
         self._kept.append(eqns)
@@ -150,10 +149,9 @@ class Signatures:
         key = row, tuple(params.items()), *inexact
         try:
             found = self._kinds.get(key)
+            found = found or self._kinds.setdefault(key, self._numbered(eqn))
         except TypeError:  # a parameter that cannot be hashed
             return self._numbered(eqn)
-        if found is None:
-            found = self._kinds[key] = self._numbered(eqn)
         if not inexact:
             self._latest[row] = found
         return found
