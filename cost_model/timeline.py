@@ -82,7 +82,7 @@ class Timeline:
         the first of theirs.
       uses: every buffer's variable to its first and last reader's instant.
       roots: views, region inputs and results, and the variable whose buffer they are in.
-      layers: those that stand for others, one of each stack.
+      layers: those that stand for others.
     """
 
     buffers: tuple[Buffer, ...]
@@ -238,13 +238,14 @@ class Timeline:
 
     @cached_property
     def _owners(self) -> Instants:
-        """An instant of the layer that each buffer is of."""
+        """An instant of the layer that each buffer is of; -1 of inputs that are of none."""
         found = self._starts.copy()
+        owner = {var: -1 for layer in self.layers for var in layer.inputs}
         for layer in self.layers:
-            own = int(np.argmax(layer.inside))
-            for var, within in layer.inputs.items():
-                if var in self._places and (within or found[self._places[var]] == 0):
-                    found[self._places[var]] = own if within else -1
+            within = [var for var, is_own in layer.inputs.items() if is_own]
+            owner.update(dict.fromkeys(within, int(np.argmax(layer.inside))))
+        for var in owner.keys() & self._places.keys():
+            found[self._places[var]] = owner[var]
         return found
 
     def _summed(self, spans: Spans, after: bool = True) -> Layered:

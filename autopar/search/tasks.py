@@ -190,9 +190,14 @@ class _Builder:
 
     def _ordered(self, name: str, gone: Gone | None = None) -> tuple[Task, ...]:
         items, edges = self.items[name], self.graph.edges
-        keys = sorted(items, key=lambda key: items[key].order)
+        keys = list(items)
+        orders = {key: item.order for key, item in items.items()}
         if gone is not None:
             keys = [key for key in keys if not gone.has(key, edges)]
+            for edge, maker in gone.instead.items():  # a change of layout follows its maker
+                after = orders[self.loops.stand_in(maker, name)]
+                orders["edge", edge] = after[0], after[1] + 1
+        keys.sort(key=orders.__getitem__)
         position = {key: i for i, key in enumerate(keys)}
         found: list[Task] = []
         for index, key in enumerate(keys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from peer_models import dense, mlp, pairs, squared
 from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster
+from autopar.cost_model.overlap import Task, step_time
 from autopar.models import preset
 from autopar.passes.fold import NotFoldable
 from autopar.passes.remat.sides import backward
@@ -27,6 +29,7 @@ from autopar.search.storage_choice import choose
 from autopar.search.storage_model import StorageModel
 from autopar.search.storage_names import dropped_names
 from autopar.search.storage_values import Value
+from autopar.search.tasks import tasks_without
 
 CLUSTER = Cluster.preset("tpu-v5e", (2, 4))
 FREE = Options(mesh=MeshSpec.of((2, 4)), memory_bytes=2**62)
@@ -198,3 +201,32 @@ def still(value: Value) -> tuple[object, ...]:
     made = value.var, value.name, value.label, sorted(value.group), sorted(value.sources)
     held = value.bytes, value.again, value.trips, value.needed, value.droppable
     return *made, *held, pytest.approx(value.seconds)
+
+
+def test_without_its_generic_layer_a_step_has_the_tasks_of_one_less() -> None:
+    folded = Prepared.folded(_perceptron([dense(256, 256)] * 24), CLUSTER, FREE)
+    fold = folded.depth.fold
+    assert fold is not None
+    left = 24 - len(fold.groups[0].folded)
+    fewer = Prepared.of(_perceptron([dense(256, 256)] * left), CLUSTER, FREE)
+    random = np.random.default_rng(0)
+    for _ in range(4):
+        kinds: dict[object, int] = {}
+        found: list[tuple[Task, ...]] = []
+        for prepared in (folded, fewer):
+            problem, memory = prepared.problem(MeshSpec.of((2, 4))), prepared.depth.memory
+            states = [
+                domain[kinds.setdefault((node.kind, domain), int(random.integers(len(domain))))]
+                for node, domain in zip(prepared.graph.nodes, problem.domains, strict=True)
+            ]
+            parts = problem, states, memory.fusion, memory.attention, problem.resharder
+            found.append(tasks_without(*parts, prepared.depth.gone)[-1])
+        assert counted(found[0]) == counted(found[1])
+        links = CLUSTER.axis_links(MeshSpec.of((2, 4)))
+        times = [step_time(made, CLUSTER.chip, links).step_s for made in found]
+        assert times[0] == pytest.approx(times[1], rel=1e-3)  # of two at once one is first
+
+
+def counted(made: tuple[Task, ...]) -> Counter[object]:
+    """Tasks, whatever their order."""
+    return Counter((task.load, task.moves, task.ahead, len(task.needs)) for task in made)
