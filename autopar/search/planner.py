@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from autopar.search import record
 from autopar.search.domains import State
 from autopar.search.last_resort import lightest, too_big
 from autopar.search.memory import MeshMemory
-from autopar.search.network import FORBIDDEN, Limit, Network, Solution, folded
+from autopar.search.network import FORBIDDEN, TICK_S, Limit, Network, Solution, folded
 from autopar.search.options import BASELINES, Options
 from autopar.search.own_shardings import own_mesh, own_shardings
 from autopar.search.prepared import Prepared
@@ -59,23 +60,29 @@ def search(
     return planned(prepared, found, options, time.perf_counter() - began)
 
 
-def best(prepared: Prepared, options: Options, last_resort: bool = True) -> Candidate:
+def best(
+    prepared: Prepared,
+    options: Options,
+    last_resort: bool = True,
+    known_s: float = math.inf,
+    on: Sequence[MeshSpec] | None = None,
+) -> Candidate:
     """The best plan, before it is written out; errors as of ``search``.
 
     Args:
       last_resort: whether the plan of least memory is sought where no other fits.
+      known_s: what is sought takes less than this. That nothing does is an ``InfeasibleError`` too.
+      on: meshes to look at, of those of ``meshes``; all if not given.
     """
-    cluster = prepared.cluster
-    budget = options.memory_bytes or cluster.chip.usable_bytes
-    meshes = _meshes(cluster, options, own_mesh(own_shardings(prepared.graph)))
+    budget = options.memory_bytes or prepared.cluster.chip.usable_bytes
     found: Candidate | None = None
+    known = int(min(known_s / TICK_S, FORBIDDEN))
     bound = FORBIDDEN  # of all meshes
     statuses: set[str] = set()
     failures: list[InfeasibleError] = []
     misfits: list[PinError] = []
-    for mesh in meshes:
+    for mesh in meshes(prepared, options) if on is None else on:
         options.progress(f"searching {mesh}")
-        known = found.solution.cost if found else FORBIDDEN
         try:
             other = _fit(prepared, prepared.problem(mesh), budget, options, known, last_resort)
         except InfeasibleError as error:
@@ -88,9 +95,10 @@ def best(prepared: Prepared, options: Options, last_resort: bool = True) -> Cand
         bound = min(bound, solution.bound)
         statuses.add(solution.status)
         if isinstance(other, Candidate) and solution.cost < known:
-            found = other
+            found, known = other, solution.cost
     if found is None:
-        raise nearest(failures) if failures else misfits[0]
+        faster = InfeasibleError(f"no plan fits that takes less than {known_s:g} s")
+        raise nearest(failures) if failures else next(iter(misfits), faster)
     solution = found.solution
     left_open = statuses - {"optimal", "infeasible"}
     out_of_time = left_open - {"feasible"}
@@ -125,10 +133,11 @@ def nearest(failures: list[InfeasibleError]) -> InfeasibleError:
     return min(known, key=lambda f: f.least_bytes or 0) if known else failures[0]
 
 
-def _meshes(cluster: Cluster, options: Options, own: MeshSpec | None) -> tuple[MeshSpec, ...]:
+def meshes(prepared: Prepared, options: Options) -> tuple[MeshSpec, ...]:
     """The meshes to try: the one asked for, the one that shardings in the step are written for, or
     those that suit the cluster and the request.
     """
+    cluster, own = prepared.cluster, own_mesh(own_shardings(prepared.graph))
     mesh = options.mesh or own
     if mesh is not None:
         if mesh.device_count != cluster.device_count:

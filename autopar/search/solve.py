@@ -56,6 +56,10 @@ of its values are ruled out, so that it is settled sooner than one of that size 
 FEW = 0.0125
 """Share of a network's entries that is enough too: of forty million, half a million."""
 
+UNPROVEN, CLOSE = 9e-4, 1e-4
+"""Shares of the cost that may stay unproven under limits: of a network that is solved whole, of one
+from which what is dear has been ruled out. To the latter, the former may take a minute."""
+
 AxisChoices = Callable[[], Sequence[IntArray]]
 """For each variable, ``[value, mesh axis]``: a number for what the value does on the axis; asked
 for only where it is needed."""
@@ -102,7 +106,7 @@ def _whole(network: Network, known: int, seconds: float, solver: Solver) -> Solu
     """What the solver makes of all that shrinking leaves."""
     smaller, undo = shrink(network)
     most = None if known >= FORBIDDEN else known - 1
-    return _undone(network, undo, solver(smaller, seconds, most))
+    return _undone(network, undo, solver(smaller, seconds, most, UNPROVEN))
 
 
 def _only(network: Network, known: int) -> Solution:
@@ -212,7 +216,7 @@ def _within(work: Messages, target: int, solver: Solver, deadline: float, enough
     if not possible:
         return Solution(None, FORBIDDEN, target + 1, "infeasible")
     smaller, undo = shrink(work.left())
-    found = solver(smaller, max(1.0, deadline - time.monotonic()), target)
+    found = solver(smaller, max(1.0, deadline - time.monotonic()), target, CLOSE)
     if found.status == "infeasible" or found.bound > target:
         return Solution(None, FORBIDDEN, target + 1, "infeasible")
     if found.choice is None:

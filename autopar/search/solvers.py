@@ -21,9 +21,10 @@ from autopar.core.errors import OptionError
 from autopar.search.integer_program import HIGHS_TICKS, IntegerProgram
 from autopar.search.network import FORBIDDEN, IntArray, Limit, Network, Solution
 
-Solver = Callable[[Network, float, int | None], Solution]
-"""``solver(network, seconds, upper)``: the best it finds in that time, with its bound. It may leave
-out what costs more than ``upper``; ``infeasible`` is then that nothing costs less or as much."""
+Solver = Callable[[Network, float, int | None, float], Solution]
+"""``solver(network, seconds, upper, unproven)``: the best it finds in that time, with its bound. It
+may leave out what costs more than ``upper``; ``infeasible`` is then that nothing costs less or as
+much. Such a share of the cost may stay unproven under limits."""
 
 WEIGHT_RESOLUTION = 20_000
 """A limit's weights are rounded up to its bound divided by this (0.005 %); with a tenth of that a
@@ -40,9 +41,8 @@ RESOLUTIONS = (20_000, 5_000_000)
 proves it or betters it. Its bounds tighten by halving a threshold, so whole nanoseconds cost 20 s
 where this costs 0.4; and a good plan to beat saves nine tenths where most costs are latencies."""
 
-FIRST, CLOSE = 1e-3, 1e-4
-"""Shares of the objective that may stay unproven of a large network with limits: where any plan is
-welcome, and where one is known or what is dear is ruled out."""
+FIRST = 1e-3
+"""Share of the objective that may stay unproven, at least, where any plan is welcome."""
 
 EXACT = 10_000
 """Table entries of a network with limits up to which nothing stays unproven."""
@@ -52,21 +52,22 @@ TRWS_ACCURACY = 1e-3
 has yet to find a plan."""
 
 
-def toulbar2(network: Network, seconds: float, upper: int | None = None) -> Solution:
+def toulbar2(
+    network: Network, seconds: float, upper: int | None = None, unproven: float = 0.0
+) -> Solution:
     """Branch and bound with soft local consistency (Hurley et al. 2016), by toulbar2.
 
     Costs are rounded *down* to a unit, a share of the objective, so the bound holds for the exact
     costs too; the choice found is then improved under the exact costs. ``optimal`` means proven
-    best under the rounded costs; ``bound`` says what that leaves open. Under limits a large network
-    is solved to ``CLOSE``: measured on a GPT's step that takes 0.5 s, and a proof of the optimum
-    more than a minute.
+    best under the rounded costs; ``bound`` says what that leaves open. Of a small network nothing
+    stays ``unproven``.
     """
     if not network.unary:
         return Solution((), network.offset, network.offset, "optimal")
     if upper is not None:  # a plan to beat, if not the plan itself
         most = upper - network.offset
         unit = max(1, most // RESOLUTIONS[-1])
-        return _pass(network, unit, None, most // unit, seconds)
+        return _pass(network, unit, None, most // unit, seconds, unproven)
     start = descend(network, [int(costs.argmin()) for costs in network.unary])
     deadline = time.monotonic() + seconds
     best, bound = Solution(None, FORBIDDEN, 0, "unknown"), 0
@@ -74,7 +75,8 @@ def toulbar2(network: Network, seconds: float, upper: int | None = None) -> Solu
         unit = max(1, _in_units(network, best.choice or start, 1) // resolution)
         left = (deadline - time.monotonic()) / (len(RESOLUTIONS) - turn)
         most = None if best.choice is None else _in_units(network, best.choice, unit)
-        best = _pass(network, unit, best.choice, most, left)
+        share = max(unproven, 0.0 if turn else FIRST)
+        best = _pass(network, unit, best.choice, most, left, share)
         bound = max(bound, best.bound)
         if best.status == "infeasible" or unit == 1:
             break
@@ -82,7 +84,12 @@ def toulbar2(network: Network, seconds: float, upper: int | None = None) -> Solu
 
 
 def _pass(
-    network: Network, unit: int, known: tuple[int, ...] | None, most: int | None, seconds: float
+    network: Network,
+    unit: int,
+    known: tuple[int, ...] | None,
+    most: int | None,
+    seconds: float,
+    unproven: float,
 ) -> Solution:
     """One run of toulbar2, costs in ``unit``, for what costs no more than ``most`` of them;
     ``known`` is an assignment that does.
@@ -93,8 +100,8 @@ def _pass(
     began = time.process_time()
     # Options outlive a network; one that toulbar2 had set by itself made the next solve wrong.
     importlib.import_module("pytoulbar2.pytb2").init()
-    share, scale = (FIRST, RESOLUTIONS[0]) if most is None else (CLOSE, most)
-    close = int(share * scale) if network.limits and network.entries > EXACT else 0
+    scale = RESOLUTIONS[0] if most is None else most
+    close = int(unproven * scale) if network.limits and network.entries > EXACT else 0
     # It looks for nothing that is less than ``close`` better than what it has.
     cfn = pytoulbar2.CFN(None if most is None else most + 1 + close, vac=1, seed=1)
     cfn.Option.absgap = close
@@ -189,13 +196,15 @@ def _post_limit(cfn: Any, limit: Limit) -> None:
         raise cfn.Contradiction
 
 
-def highs(network: Network, seconds: float, upper: int | None = None) -> Solution:
+def highs(
+    network: Network, seconds: float, upper: int | None = None, unproven: float = 0.0
+) -> Solution:
     r"""The same problem as an integer program, by HiGHS: $\min c^T z$ over indicators.
 
     One binary $z_{iv}$ per value, one $z_{ijvw} \ge 0$ per pair of values, with the marginals
     $\sum_w z_{ijvw} = z_{iv}$ (the local polytope; Koster et al. 1998).
     """
-    del upper
+    del upper, unproven
     model = IntegerProgram()
     starts = [model.columns(costs, integer=True) for costs in network.unary]
     for costs, start in zip(network.unary, starts, strict=True):
@@ -242,13 +251,15 @@ def _read_highs(
 EXHAUSTIVE_LIMIT = 2_000_000
 
 
-def exhaustive(network: Network, seconds: float = 0.0, upper: int | None = None) -> Solution:
+def exhaustive(
+    network: Network, seconds: float = 0.0, upper: int | None = None, unproven: float = 0.0
+) -> Solution:
     """Tries every assignment. The oracle of the tests: shares nothing with the other solvers.
 
     Raises:
       OptionError: more than ``EXHAUSTIVE_LIMIT`` assignments.
     """
-    del seconds, upper
+    del seconds, upper, unproven
     sizes = [len(costs) for costs in network.unary]
     count = math.prod(sizes)
     if count > EXHAUSTIVE_LIMIT:

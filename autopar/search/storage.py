@@ -2,12 +2,13 @@
 
 1. The sharding is searched without a limit. If the plan fits the memory, it is the answer, or,
    where loops stack values, the same with some of them recomputed.
-2. It is searched under the limit. If the plan is hardly slower, it is the answer.
+2. It is searched under the limit on the mesh of that plan. If what is found is hardly slower, it is
+   the answer.
 3. Storage is chosen under the layouts of the first (``storage_start``), and on several devices
    under those that a price of memory makes (``storage_joint``), the most promising first.
-4. If that is much slower than the best without a limit, sharding is searched under a limit between
-   what the first plan needs and the budget, and storage is chosen under the layouts of that plan,
-   as long as this pays.
+4. If that is much slower than the best without a limit, sharding is searched under the limit on all
+   other meshes, and on all under a limit between what the first plan needs and the budget, for what
+   is faster; then storage is chosen under the layouts of the latter, as long as this pays.
 
 The fastest of what fits, of 2, 3 and 4, is the answer, or 2 where layers may differ (``mixing``).
 """
@@ -20,7 +21,8 @@ import math
 import time
 from collections.abc import Sequence
 
-from autopar.core.errors import InfeasibleError
+from autopar.core.errors import InfeasibleError, PinError
+from autopar.core.mesh import MeshSpec
 from autopar.core.plan import Plan
 from autopar.cost_model import Cluster, format_bytes
 from autopar.passes.trace import Step
@@ -60,7 +62,7 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     began = time.monotonic()
     prepared = Prepared.folded(step, cluster, options)
     if options.remat == options.offload == "none":
-        return _written(_fastest([_sharded(prepared, options, last_resort=True)]))
+        return _written(_fastest([_lightest(prepared, options)]))
     unlimited = dataclasses.replace(options, memory_bytes=UNLIMITED)
     best = planner.best(prepared, unlimited)
     free = Draft(prepared, best, unlimited, time.monotonic() - began)
@@ -69,23 +71,33 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
         fitting = [*_stacking_less(free, options), free]
         return _judged(fitting[0], free, options)
     plans: list[Draft | Plan] = []
-    needed = format_bytes(free.peak_bytes)
+    needed, several = format_bytes(free.peak_bytes), free.mesh.device_count > 1
     options.progress(f"needs {needed} of {format_bytes(budget)}: sharding more")
-    if free.mesh.device_count > 1:
-        with contextlib.suppress(InfeasibleError):
-            plans.append(_sharded(prepared, options))
-    if not any(plan.solver.objective_s <= NEAR * free.solver.bound_s for plan in plans):
+    if several:
+        plans += _sharded(prepared, options, plans, (free.mesh,))
+    if not _near(plans, free):
         start = Start.of(free, free, options)
         deadline = began + options.time_limit_s
-        for one in _weighed(start, deadline) if free.mesh.device_count > 1 else [start]:
-            best = min((plan.solver.objective_s for plan in plans), default=math.inf)
-            if not plans or one.promise_s < best:
+        for one in _weighed(start, deadline) if several else [start]:
+            if not plans or one.promise_s < _least(plans):
                 plans += one.plans(plans)
-        if free.mesh.device_count > 1:
+        if several and not _near(plans, free):
+            others = [mesh for mesh in planner.meshes(prepared, options) if mesh != free.mesh]
+            plans += _sharded(prepared, options, plans, others)
             plans += _between(free, plans, options, deadline)
         if not plans:
             plans.append(_last(free, options, start))
     return _judged(_fastest(plans), free, options)
+
+
+def _least(plans: Sequence[Draft | Plan]) -> float:
+    """Seconds of the fastest."""
+    return min((plan.solver.objective_s for plan in plans), default=math.inf)
+
+
+def _near(plans: Sequence[Draft | Plan], free: Draft) -> bool:
+    """Whether one is fast enough."""
+    return _least(plans) <= NEAR * free.solver.bound_s
 
 
 def _fastest(plans: Sequence[Draft | Plan]) -> Draft | Plan:
@@ -110,10 +122,26 @@ def _stacking_less(free: Draft, options: Options) -> list[Plan]:
     return [plan] if plan.solver.objective_s <= STACKED * free.solver.objective_s else []
 
 
-def _sharded(prepared: Prepared, options: Options, last_resort: bool = False) -> Draft:
-    """The best plan within the memory that recomputes nothing; errors as of ``planner.search``."""
+def _sharded(
+    prepared: Prepared,
+    options: Options,
+    known: Sequence[Draft | Plan],
+    on: Sequence[MeshSpec] | None = None,
+) -> list[Draft]:
+    """The best plan within the memory that recomputes nothing, if it is faster than what is known;
+    ``on``: see ``planner.best``.
+    """
     began = time.perf_counter()
-    found = planner.best(prepared, options, last_resort)
+    with contextlib.suppress(InfeasibleError, PinError):  # other meshes need not suit the pins
+        found = planner.best(prepared, options, False, _least(known), on)
+        return [Draft(prepared, found, options, time.perf_counter() - began)]
+    return []
+
+
+def _lightest(prepared: Prepared, options: Options) -> Draft:
+    """The same, or the plan of least memory; errors as of ``planner.search``."""
+    began = time.perf_counter()
+    found = planner.best(prepared, options)
     return Draft(prepared, found, options, time.perf_counter() - began)
 
 
@@ -126,7 +154,7 @@ def _last(free: Draft, options: Options, start: Start) -> Draft:
     prepared, least = free.prepared, (free.peak_bytes, "")
     if free.mesh.device_count > 1:
         try:
-            return _sharded(prepared, options, last_resort=True)
+            return _lightest(prepared, options)
         except InfeasibleError as error:
             if error.least_bytes is not None:
                 least = error.least_bytes, error.heaviest
@@ -174,27 +202,23 @@ def _between(
     low, high = budget, free.peak_bytes
     found: list[Plan] = []
     for _ in range(BETWEEN):
-        best = min((p.solver.objective_s for p in (*plans, *found)), default=math.inf)
+        every = [*plans, *found]
         left = deadline - time.monotonic()
-        if left <= 0 or best <= NEAR * free.solver.bound_s:
+        if left <= 0 or _near(every, free):
             break
         limit = math.isqrt(low * high)
         options.progress(f"sharding for {format_bytes(limit)}, then storage")
         given = dataclasses.replace(options, memory_bytes=limit, time_limit_s=left)
-        try:
-            layouts = _sharded(prepared, given)
-        except InfeasibleError:
-            low = limit
-            continue
         more: list[Plan] = []
-        if layouts.solver.objective_s < best:
-            given = dataclasses.replace(options, time_limit_s=max(1.0, deadline - time.monotonic()))
-            more = Start.of(layouts, free, given).plans([*plans, *found])
-        found += more
-        if min((plan.solver.objective_s for plan in more), default=math.inf) < best:
+        for layouts in _sharded(prepared, given, every):
+            left = max(1.0, deadline - time.monotonic())
+            given = dataclasses.replace(options, time_limit_s=left)
+            more = Start.of(layouts, free, given).plans(every)
+        if _least(more) < _least(every):
             high = limit
         else:
             low = limit
+        found += more
     return found
 
 
