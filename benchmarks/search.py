@@ -72,6 +72,8 @@ CASES = (
     Case("LLaMA-3 8B, 8 layers, 8x8", "llama3:8b", 64, POD, (8, 8), 1.5, overrides={"layers": 8}),
     Case("LLaMA-3 8B, 80 layers, 8x8", "llama3:8b", 64, POD, (8, 8), 2, overrides={"layers": 80}),
     Case("GPT 125M, every mesh of 16", "gpt:125m", 64, "tpu-v5e:4x4", None, 15),
+    Case("GPT 1.3B, every mesh of 16, 90 %", "gpt:1.3b", 64, "tpu-v5e:4x4", None, 5, 0.9),
+    Case("LLaMA tiny, every mesh of 8, 90 %", "llama:tiny", 16, "tpu-v5e:2x4", None, 10, 0.9),
     Case("LLaMA-3 8B, 8x8", "llama3:8b", 64, POD, (8, 8), 1.5),
     Case("LLaMA-3 8B, 4x16", "llama3:8b", 64, POD, (4, 16), 1.5),
     Case("LLaMA-3 8B, 30 % below its peak", "llama3:8b", 64, POD, (8, 8), 5, 0.7),

@@ -15,7 +15,10 @@ from autopar.core.garbage import uncollected
 from autopar.core.mesh import MeshSpec
 from autopar.cost_model import Cluster
 from autopar.models import preset
+from autopar.search import planner
 from autopar.search.network import FORBIDDEN, TICK_S, Solution
+from autopar.search.options import Options
+from autopar.search.prepared import Prepared
 from autopar.search.solve import solve
 
 SHAPES = {"up": (256, 1024), "down": (1024, 256)}
@@ -76,6 +79,37 @@ def test_what_is_there_after_a_search_counts_as_old():
     assert gc.isenabled()
     assert gc.get_freeze_count() == before
     assert {id(one) for one in kept} <= {id(one) for one in gc.get_objects(generation=2)}
+
+
+def test_what_is_known_is_beaten_or_nothing_is_found() -> None:
+    batch = jax.ShapeDtypeStruct((64, 256), jnp.float32)
+    options = Options(memory_bytes=2**40)
+    prepared = Prepared.folded(
+        autopar.trace(step, WEIGHTS, batch), Cluster.preset("cpu", (8,)), options
+    )
+    best = planner.best(prepared, options)
+    known_s = best.solution.cost * TICK_S
+    again = planner.best(prepared, options, known_s=known_s + TICK_S)
+    assert again.solution.cost == best.solution.cost
+    others = [one for one in planner.meshes(prepared, options) if one != best.problem.mesh]
+    for on in (None, others, []):
+        with pytest.raises(InfeasibleError, match="takes less than"):
+            planner.best(prepared, options, known_s=known_s, on=on)
+    assert planner.best(prepared, options, on=others).problem.mesh in others
+
+
+def test_recomputing_comes_before_sharding_on_other_meshes() -> None:
+    """Where it makes up for the memory, nothing on another mesh is solved under a limit."""
+    gpt = preset("gpt:125m", layers=2)
+    traced = autopar.trace(gpt.train_step, gpt.abstract_state(), gpt.abstract_batch(64))
+    cluster, said = Cluster.preset("tpu-v5e", (2, 4)), list[str]()
+    free = autopar.plan(traced, cluster=cluster, memory=2**40)
+    limit = int(0.8 * free.predicted.peak_bytes)
+    found = autopar.plan(traced, cluster=cluster, memory=limit, progress=said.append)
+    assert found.recompute
+    assert found.solver.objective_s <= 1.01 * free.solver.objective_s
+    under = said[next(i for i, line in enumerate(said) if line.endswith("sharding more")) :]
+    assert {line for line in under if line.startswith("searching")} == {f"searching {free.mesh}"}
 
 
 def test_the_last_resort_finds_what_prices_find() -> None:
