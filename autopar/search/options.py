@@ -15,6 +15,9 @@ SEARCHES = ("optimal", "exhaustive", "random", *BASELINES)
 REMATS = ("auto", "none")
 OFFLOADS = ("auto", "none")
 
+UNLIMITED = 2**62
+"""Bytes; more than any device has."""
+
 Progress = Callable[[str], None]
 
 

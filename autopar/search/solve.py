@@ -172,13 +172,17 @@ def _limited(network: Network, known: int, parts: _Parts, small: int, large: int
     if found.choice is not None or near == known - 1:
         found = dataclasses.replace(found, bound=max(found.bound, work.bound))
         return _undone(network, undo, found)
-    if not (parts.axes and smaller.entries > large):
-        return _whole(network, known, parts.left, solver)
-    first = _by_blocks(parts)
+    if known < FORBIDDEN and not work.rule_out(known - 1):
+        return Solution(None, FORBIDDEN, known, "infeasible")
+    if not (parts.axes and work.entries > large):
+        if known >= FORBIDDEN:
+            return _whole(network, known, parts.left, solver)
+        return _undone(network, undo, _within(work, known - 1, solver, deadline, small))
+    first = _by_blocks(parts, known)
     if first.choice is None and known >= FORBIDDEN:
         return first
     found = _within(work, min(known, first.cost) - 1, solver, deadline, small)
-    if found.cost < first.cost or first.cost >= known:
+    if found.cost < first.cost or first.choice is None:
         return _undone(network, undo, found)
     status = "optimal" if found.status == "infeasible" else "stopped"
     return dataclasses.replace(first, bound=min(found.bound, first.cost), status=status)
@@ -261,26 +265,28 @@ class _Parts:
         """Seconds until the deadline; one at least, as solvers want some."""
         return max(1.0, self.deadline - time.monotonic())
 
-    def best_of(self, masks: Sequence[NDArray[np.bool_]]) -> Solution:
-        """The best assignment of these values only."""
+    def best_of(self, masks: Sequence[NDArray[np.bool_]], known: int) -> Solution:
+        """The best assignment of these values only, if it costs less than ``known``."""
         values = [np.flatnonzero(mask) for mask in masks]
-        found = solve(self.network.restricted(values), self.left, self.solver)
+        found = solve(self.network.restricted(values), self.left, self.solver, known=known)
         if found.choice is None:
             return found
         return dataclasses.replace(found, choice=_numbered(found.choice, values))
 
-    def tied(self, axes: Sequence[int]) -> Solution:
-        """The best assignment of values that do the same on these axes."""
-        return self.best_of([_tied(choices, axes) for choices in self.axes])
+    def tied(self, axes: Sequence[int], known: int = FORBIDDEN) -> Solution:
+        """The same of values that do the same on these axes."""
+        return self.best_of([_tied(choices, axes) for choices in self.axes], known)
 
 
-def _by_blocks(parts: _Parts) -> Solution:
-    """A good assignment: two axes at a time, from one in which all but one do the same."""
+def _by_blocks(parts: _Parts, known: int) -> Solution:
+    """A good assignment of less than ``known``: two axes at a time, from one in which all but one
+    do the same.
+    """
     everything = range(parts.axes[0].shape[1])
     best = Solution(None, FORBIDDEN, 0, "unknown")
     for alone in reversed(everything):
         others = [axis for axis in everything if axis != alone]
-        best = parts.tied(others)
+        best = parts.tied(others, known)
         if best.choice is not None:
             break
     blocks = tuple(itertools.combinations(everything, 2))
@@ -292,9 +298,9 @@ def _by_blocks(parts: _Parts) -> Solution:
             (choices[:, fixed] == choices[value, fixed]).all(axis=1)
             for choices, value in zip(parts.axes, best.choice, strict=True)
         ]
-        found = parts.best_of(masks)
-        failed = 0 if found.cost < best.cost else failed + 1
-        best = min(best, found, key=lambda one: one.cost)
+        found = parts.best_of(masks, best.cost)
+        failed = failed + 1 if found.choice is None else 0
+        best = best if found.choice is None else found
     status = "unknown" if best.choice is None else "feasible"
     return dataclasses.replace(best, bound=0, status=status)
 

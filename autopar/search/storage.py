@@ -2,13 +2,13 @@
 
 1. The sharding is searched without a limit. If the plan fits the memory, it is the answer, or,
    where loops stack values, the same with some of them recomputed.
-2. It is searched under the limit on the mesh of that plan. If what is found is hardly slower, it is
-   the answer.
+2. It is searched under the limit, on the mesh of that plan, for what is hardly slower: that is the
+   answer.
 3. Storage is chosen under the layouts of the first (``storage_start``), and on several devices
    under those that a price of memory makes (``storage_joint``), the most promising first.
-4. If that is much slower than the best without a limit, sharding is searched under the limit on all
-   other meshes, and on all under a limit between what the first plan needs and the budget, for what
-   is faster; then storage is chosen under the layouts of the latter, as long as this pays.
+4. If that is much slower than the best without a limit, sharding is searched on all meshes for what
+   is faster, under the limit and under one between what the first plan needs and the budget; then
+   storage is chosen under the layouts of the latter, as long as this pays.
 
 The fastest of what fits, of 2, 3 and 4, is the answer, or 2 where layers may differ (``mixing``).
 """
@@ -29,10 +29,10 @@ from autopar.passes.trace import Step
 from autopar.search import planner
 from autopar.search.draft import Draft
 from autopar.search.mixing import mixed
-from autopar.search.options import Options
+from autopar.search.options import UNLIMITED, Options
 from autopar.search.prepared import Prepared
 from autopar.search.storage_joint import Joint, binding
-from autopar.search.storage_start import UNLIMITED, Start
+from autopar.search.storage_start import Start
 
 NEAR = 1.01
 """Nothing is recomputed if a plan that fits is this near to the best without a limit."""
@@ -74,16 +74,15 @@ def search(step: Step, cluster: Cluster, options: Options) -> Plan:
     needed, several = format_bytes(free.peak_bytes), free.mesh.device_count > 1
     options.progress(f"needs {needed} of {format_bytes(budget)}: sharding more")
     if several:
-        plans += _sharded(prepared, options, plans, (free.mesh,))
-    if not _near(plans, free):
+        plans += _sharded(prepared, options, NEAR * free.solver.bound_s, (free.mesh,))
+    if not plans:
         start = Start.of(free, free, options)
         deadline = began + options.time_limit_s
         for one in _weighed(start, deadline) if several else [start]:
             if not plans or one.promise_s < _least(plans):
                 plans += one.plans(plans)
         if several and not _near(plans, free):
-            others = [mesh for mesh in planner.meshes(prepared, options) if mesh != free.mesh]
-            plans += _sharded(prepared, options, plans, others)
+            plans += _sharded(prepared, options, _least(plans))
             plans += _between(free, plans, options, deadline)
         if not plans:
             plans.append(_last(free, options, start))
@@ -125,15 +124,15 @@ def _stacking_less(free: Draft, options: Options) -> list[Plan]:
 def _sharded(
     prepared: Prepared,
     options: Options,
-    known: Sequence[Draft | Plan],
+    known_s: float,
     on: Sequence[MeshSpec] | None = None,
 ) -> list[Draft]:
-    """The best plan within the memory that recomputes nothing, if it is faster than what is known;
-    ``on``: see ``planner.best``.
+    """The best plan within the memory that recomputes nothing and takes less than ``known_s``, if
+    there is one; ``on``: see ``planner.best``.
     """
     began = time.perf_counter()
     with contextlib.suppress(InfeasibleError, PinError):  # other meshes need not suit the pins
-        found = planner.best(prepared, options, False, _least(known), on)
+        found = planner.best(prepared, options, False, known_s, on)
         return [Draft(prepared, found, options, time.perf_counter() - began)]
     return []
 
@@ -210,7 +209,7 @@ def _between(
         options.progress(f"sharding for {format_bytes(limit)}, then storage")
         given = dataclasses.replace(options, memory_bytes=limit, time_limit_s=left)
         more: list[Plan] = []
-        for layouts in _sharded(prepared, given, every):
+        for layouts in _sharded(prepared, given, _least(every)):
             left = max(1.0, deadline - time.monotonic())
             given = dataclasses.replace(options, time_limit_s=left)
             more = Start.of(layouts, free, given).plans(every)

@@ -14,7 +14,7 @@ from autopar.core.plan import Plan, Recomputation
 from autopar.search import planner
 from autopar.search.memory_prices import priced
 from autopar.search.network import TICK_S, Solution
-from autopar.search.options import Options
+from autopar.search.options import UNLIMITED, Options
 from autopar.search.planner import Candidate
 from autopar.search.prepared import Prepared
 from autopar.search.solve import solve
@@ -78,9 +78,11 @@ class Attempt:
         options: Options,
         given: int = 0,
         price: float = 0.0,
+        known_s: float = math.inf,
     ) -> Attempt:
         """``prepared``: the program as it is written, ``away``: of its inputs, on the host.
-        ``price``: of a byte in ticks, if the layouts were found by one.
+        ``price``: of a byte in ticks, if the layouts were found by one. ``known_s``: what takes as
+        long is not looked for under a limit.
         """
         began = time.perf_counter()
         names = dropped_names(model.values, model.bodies, choice.recomputed)
@@ -89,13 +91,17 @@ class Attempt:
         stacks = stacks_of(program, model.values, choice.away)
         rests = state.away(away, tuple(stacks))
         again = Prepared.folded(program, prepared.cluster, options, rests)
-        found = None
+        found, needed = None, 0
         try:
-            found = _fitting(again, options, price, given) if price else None
-            found = found or planner.best(again, options, last_resort=False)
+            free = _free(again, options)
+            needed = free.peak_bytes
+            found = free if needed <= (options.memory_bytes or 0) else None
+            if price and found is None:
+                found = _fitting(again, free, options, price, given)
+            found = found or planner.best(again, options, False, known_s)
             needed = found.peak_bytes
         except InfeasibleError as error:
-            needed = error.least_bytes or 0
+            needed = error.least_bytes or needed
         seconds = time.perf_counter() - began
         made = choice, names, again, options, stacks, found, needed
         return cls(*made, least_s, given, seconds)
@@ -188,20 +194,26 @@ def _held(group: Sequence[Value]) -> int:
     return sum(value.bytes * value.trips for value in group if value.needed)
 
 
-def _fitting(prepared: Prepared, options: Options, price: float, given: int) -> Candidate | None:
+def _free(prepared: Prepared, options: Options) -> Candidate:
+    """The best plan without a limit, on the mesh of the options."""
+    unlimited = dataclasses.replace(options, memory_bytes=UNLIMITED)
+    return planner.best(prepared, unlimited)
+
+
+def _fitting(
+    prepared: Prepared, without: Candidate, options: Options, price: float, given: int
+) -> Candidate | None:
     """A plan within the memory, on the mesh of the options, found by a price of the bytes at the
     peak: the one given, then higher or lower ones. ``None`` if a few do not do.
 
     Args:
-      given: ticks more than without a limit that are good enough.
+      without: the best plan without a limit.
+      given: ticks more than this that are good enough.
     """
-    assert options.mesh is not None
     assert options.memory_bytes is not None
-    problem = prepared.problem(options.mesh)
+    problem, free = without.problem, without.solution
     memory, deadline = prepared.depth.memory_on(problem), time.monotonic() + options.time_limit_s
-    free = prepared.free.get(problem.mesh) or solve(problem.network, options.time_limit_s)
-    prepared.free[problem.mesh] = found = free
-    best: Candidate | None = None
+    found, best = free, None
     short, ample, now, instant = 0.0, math.inf, 0.0, 0
     for _ in range(TRIES):
         if found.choice is None:

@@ -26,7 +26,7 @@ from autopar.passes.fold import NotFoldable
 from autopar.passes.trace import Step
 from autopar.search import planner
 from autopar.search.draft import Draft, unfolded
-from autopar.search.options import Options
+from autopar.search.options import UNLIMITED, Options
 from autopar.search.plan_prices import heaviest_of
 from autopar.search.planner import Candidate
 from autopar.search.prepared import Away, Prepared
@@ -38,9 +38,6 @@ from autopar.search.storage_names import dropped_names
 from autopar.search.storage_offload import HostState, Movable, amounts
 from autopar.search.storage_program import NO_LINK, Link
 from autopar.search.storage_stacks import stacks_of
-
-UNLIMITED = 2**62
-"""Bytes; more than any device has."""
 
 ATTEMPTS = 5
 """Choices tried, each for less or more memory by what the last was wrong."""
@@ -113,7 +110,8 @@ class Start:
     def plans(self, known: Sequence[Draft | Plan]) -> list[Plan]:
         """What is found, of plans that may be faster than the ``known`` ones."""
         self.options.progress("choosing what to recompute")
-        found = self.rematerialised()
+        least_s = min((plan.solver.objective_s for plan in known), default=math.inf)
+        found = self.rematerialised(known_s=least_s)
         plans = [] if found is None else [found]
         if self._may_pay([*known, *plans]) and self._link(()) is not NO_LINK:
             self.options.progress("choosing what to keep on the host")
@@ -138,8 +136,11 @@ class Start:
         room = self.state.room - sum(part.bytes for part in away)
         return Link(self.cluster.chip.host_bandwidth, max(0, room), self.model.windows)
 
-    def rematerialised(self, away: Sequence[Movable] = (), link: Link = NO_LINK) -> Plan | None:
-        """The fastest plan found that recomputes something, on the mesh of ``layouts``, or none.
+    def rematerialised(
+        self, away: Sequence[Movable] = (), link: Link = NO_LINK, known_s: float = math.inf
+    ) -> Plan | None:
+        """The fastest plan found that recomputes something, on the mesh of ``layouts``, or none;
+        what takes ``known_s`` need not be found.
 
         Choices are tried as long as the next promises to be faster. All share the time limit.
         ``away`` rests on the host; it may be all that it takes.
@@ -158,7 +159,8 @@ class Start:
             options = dataclasses.replace(self._options(), time_limit_s=max(1.0, left))
             parts = (self.prepared, model, choice, self.state, away)
             priced = self._given, 0.0 if away or choice.away else self.price
-            found = Attempt.of(*parts, self._least_s(choice), options, *priced)
+            least_s = min(known_s, best.objective_s) if best else known_s
+            found = Attempt.of(*parts, self._least_s(choice), options, *priced, least_s)
             room.learn(choice, found.needed)
             fits = found.needed <= self.budget
             if fits and (best is None or found.objective_s < best.objective_s):
