@@ -45,6 +45,9 @@ SETTLED = 1e-3
 NEAR = 5e-4
 """Share of the bound by which the cost first aimed at is above it, at least."""
 
+NEXT = 2e-3
+"""The same, where limits leave nothing so near."""
+
 PART = 16
 """What is aimed at is no nearer than this part of the way to the best assignment yet: where that is
 far from the bound, the bound is far from the optimum too."""
@@ -160,28 +163,31 @@ def _closing_in(
 
 def _limited(network: Network, known: int, parts: _Parts, small: int, large: int) -> Solution:
     """The same under limits, of which bounds know nothing: most make an assignment little dearer,
-    so what is ``NEAR`` the bound is searched first. Where nothing is, a large network is searched
-    for what is better than what blocks find, any other whole.
+    so what is ``NEAR`` the bound is searched first, what is ``NEXT`` then. Where nothing is, a
+    large network is searched for what is better than what blocks find, any other whole.
     """
     solver, deadline = parts.solver, parts.deadline
     smaller, undo = shrink(network, dead_ends=False)
     work = Messages(smaller)
     _settled(work, Solution(None, min(known, FORBIDDEN // 2), 0, "infeasible"), deadline)
-    near = min(known - 1, math.floor((1 + NEAR) * work.bound))
-    found = _within(work.copy(), near, solver, deadline, small)
-    if found.choice is not None or near == known - 1:
-        found = dataclasses.replace(found, bound=max(found.bound, work.bound))
-        return _undone(network, undo, found)
+    for share, unproven in ((NEAR, CLOSE), (NEXT, UNPROVEN)):
+        near = min(known - 1, math.floor((1 + share) * work.bound))
+        found = _within(work.copy(), near, solver, deadline, small, unproven)
+        if found.choice is not None or near == known - 1:
+            found = dataclasses.replace(found, bound=max(found.bound, work.bound))
+            return _undone(network, undo, found)
     if known < FORBIDDEN and not work.rule_out(known - 1):
         return Solution(None, FORBIDDEN, known, "infeasible")
     if not (parts.axes and work.entries > large):
         if known >= FORBIDDEN:
             return _whole(network, known, parts.left, solver)
-        return _undone(network, undo, _within(work, known - 1, solver, deadline, small))
+        found = _within(work, known - 1, solver, deadline, small, UNPROVEN)
+        found = dataclasses.replace(found, bound=max(found.bound, work.bound))
+        return _undone(network, undo, found)
     first = _by_blocks(parts, known)
     if first.choice is None and known >= FORBIDDEN:
         return first
-    found = _within(work, min(known, first.cost) - 1, solver, deadline, small)
+    found = _within(work, min(known, first.cost) - 1, solver, deadline, small, UNPROVEN)
     if found.cost < first.cost or first.choice is None:
         return _undone(network, undo, found)
     status = "optimal" if found.status == "infeasible" else "stopped"
@@ -208,7 +214,14 @@ def _settled(work: Messages, best: Solution, deadline: float) -> Solution:
     return best
 
 
-def _within(work: Messages, target: int, solver: Solver, deadline: float, enough: int) -> Solution:
+def _within(
+    work: Messages,
+    target: int,
+    solver: Solver,
+    deadline: float,
+    enough: int,
+    unproven: float = 0.0,
+) -> Solution:
     """The best assignment that costs at most ``target``. ``bound`` holds for all others too."""
     entries, possible = work.entries + 1, work.rule_out(target)
     while possible and enough < work.entries < entries:
@@ -220,7 +233,7 @@ def _within(work: Messages, target: int, solver: Solver, deadline: float, enough
     if not possible:
         return Solution(None, FORBIDDEN, target + 1, "infeasible")
     smaller, undo = shrink(work.left())
-    found = solver(smaller, max(1.0, deadline - time.monotonic()), target, CLOSE)
+    found = solver(smaller, max(1.0, deadline - time.monotonic()), target, unproven)
     if found.status == "infeasible" or found.bound > target:
         return Solution(None, FORBIDDEN, target + 1, "infeasible")
     if found.choice is None:
