@@ -120,17 +120,17 @@ def test_without_time_it_is_no_dearer_than_what_does_the_same_on_all_axes(
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(SEEDS, st.booleans(), st.sampled_from([0, 10**6]))
+@given(SEEDS, st.booleans(), st.sampled_from([(0, 0), (0, 10**6), (10**6, 0)]))
 def test_only_what_is_better_than_a_known_cost_is_sought(
-    seed: int, limited: bool, small: int
+    seed: int, limited: bool, sizes: tuple[int, int]
 ) -> None:
-    network = dense(seed, limited)
+    network, (small, large) = dense(seed, limited), sizes
     best = solve(network, 10.0)
     if best.choice is None:
         return
-    again = solve(network, 10.0, known=best.cost + 1, small=small)
+    again = solve(network, 10.0, None, every_axis, best.cost + 1, small, large)
     assert (again.cost, again.status) == (best.cost, "optimal")
-    none = solve(network, 10.0, known=best.cost, small=small)
+    none = solve(network, 10.0, None, every_axis, best.cost, small, large)
     assert (none.choice, none.status) == (None, "infeasible")
 
 
